@@ -7,7 +7,7 @@ void refuse(const std::string& argument, const std::string& expected, const std:
 }
 
 void refuse(const std::string& argument, const std::string& reason) {
-  throw Error(ErrorCode::invalid_argument, argument, argument + ": " + reason);
+  throw Error(ErrorCode::invalid_argument, argument, reason);
 }
 
 std::string printable(const std::string& text, std::size_t limit) {

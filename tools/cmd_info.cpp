@@ -1,0 +1,90 @@
+#include <CLI/CLI.hpp>
+#include <array>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "commands.hpp"
+#include "pool.hpp"
+#include "vidsparse/backend.hpp"
+#include "vidsparse/version.hpp"
+
+namespace vidsparse::tools {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+/// What can override the library's own choices.
+constexpr std::array<const char*, 2> kVariables{"VIDSPARSE_BACKEND", "VIDSPARSE_CPU_ISA"};
+
+Json to_json(const std::vector<BackendInfo>& list) {
+  Json rows = Json::array();
+  for (const BackendInfo& info : list) {
+    rows.push_back({{"name", info.name},
+                    {"summary", info.summary},
+                    {"on_request", info.on_request},
+                    {"can_run", info.verdict.ok},
+                    {"reason", info.verdict.reason}});
+  }
+  return rows;
+}
+
+Json describe() {
+  Json variables = Json::object();
+  for (const char* name : kVariables) {
+    const char* value = std::getenv(name);
+    variables[name] = value == nullptr ? Json(nullptr) : Json(value);
+  }
+  return {{"version", version()},
+          {"compiler", VIDSPARSE_COMPILER},
+          {"threads", available_threads()},
+          {"backends", to_json(backends(Device{}))},
+          {"cpu_isas", to_json(cpu_isas())},
+          {"environment", variables}};
+}
+
+void print_rows(const char* title, const Json& rows) {
+  std::printf("\n%s, in order of preference\n", title);
+  for (const Json& row : rows) {
+    const auto reason = row["reason"].get<std::string>();
+    std::string verdict = row["can_run"].get<bool>() ? "yes" : "no";
+    if (!reason.empty()) verdict += ": " + reason;
+    if (row["on_request"].get<bool>()) verdict += " (only when named)";
+    std::printf("  %-12s %-44s %s\n", row["name"].get<std::string>().c_str(),
+                row["summary"].get<std::string>().c_str(), verdict.c_str());
+  }
+}
+
+void print(const Json& info) {
+  std::printf("vidsparse %s, compiled by %s, %d threads\n",
+              info["version"].get<std::string>().c_str(),
+              info["compiler"].get<std::string>().c_str(), info["threads"].get<int>());
+  print_rows("backends", info["backends"]);
+  print_rows("instruction sets of the cpu backend", info["cpu_isas"]);
+  std::printf("\nenvironment\n");
+  for (const auto& [name, value] : info["environment"].items()) {
+    std::printf("  %-18s %s\n", name.c_str(),
+                value.is_null() ? "not set" : ("forces " + value.get<std::string>()).c_str());
+  }
+}
+
+}  // namespace
+
+void register_info(CLI::App& app) {
+  CLI::App* command = app.add_subcommand("info", "What was built, and what can run here");
+  const auto json = std::make_shared<bool>(false);
+  command->add_flag("--json", *json, "Print JSON");
+  command->callback([json] {
+    const Json info = describe();
+    if (*json) {
+      std::printf("%s\n", info.dump(2).c_str());
+    } else {
+      print(info);
+    }
+  });
+}
+
+}  // namespace vidsparse::tools
