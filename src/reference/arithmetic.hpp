@@ -1,0 +1,36 @@
+#pragma once
+
+#include "core/half.hpp"
+#include "vidsparse/dtype.hpp"
+
+namespace vidsparse::reference {
+
+// The reference is a template over its arithmetic: the type sums are kept in, and what becomes of
+// the result of an op (a product, a softmax, a combination). docs/numerics.md lists the ops.
+
+template <class T>
+constexpr DType dtype_of() {
+  return sizeof(T) == 8 ? DType::f64 : DType::f32;
+}
+
+/// Nothing is rounded but what T itself rounds.
+template <class T>
+struct ExactArithmetic {
+  using Scalar = T;
+  constexpr T operator()(T value) const { return value; }
+};
+
+/// The op as a careful beginner writes it in the input dtype: fp32 sums, every result rounded. Its
+/// error is the yardstick the kernels are judged by.
+struct PlainArithmetic {
+  using Scalar = float;
+  DType dtype = DType::f32;
+
+  constexpr float operator()(float value) const {
+    if (dtype == DType::bf16) return core::from_bf16(core::to_bf16(value));
+    if (dtype == DType::f16) return core::from_f16(core::to_f16(value));
+    return value;
+  }
+};
+
+}  // namespace vidsparse::reference
