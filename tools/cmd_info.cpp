@@ -9,6 +9,7 @@
 
 #include "commands.hpp"
 #include "pool.hpp"
+#include "text.hpp"
 #include "vidsparse/backend.hpp"
 #include "vidsparse/version.hpp"
 
@@ -80,7 +81,7 @@ void register_info(CLI::App& app) {
   command->callback([json] {
     const Json info = describe();
     if (*json) {
-      std::printf("%s\n", info.dump(2).c_str());
+      std::printf("%s\n", json_text(info).c_str());
     } else {
       print(info);
     }

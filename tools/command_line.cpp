@@ -23,7 +23,9 @@ const CLI::App& chosen(const CLI::App& app) {
 /// How the user wrote what the library calls `argument`: its `top_k` is our --top-k. Names that are
 /// no option of the command (a tensor, an environment variable) stay.
 std::string option_of(const CLI::App& command, const std::string& argument) {
-  std::string name = argument == "sequence" ? "grid" : argument;
+  std::string name = argument;
+  if (argument == "sequence") name = "grid";
+  if (argument == "heads_q") name = "heads";
   for (char& c : name) {
     if (c == '_') c = '-';
   }
