@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "commands.hpp"
+#include "machine.hpp"
 #include "pool.hpp"
 #include "text.hpp"
 #include "vidsparse/backend.hpp"
@@ -40,7 +41,8 @@ Json describe() {
     variables[name] = value == nullptr ? Json(nullptr) : Json(value);
   }
   return {{"version", version()},
-          {"compiler", VIDSPARSE_COMPILER},
+          {"compiler", compiler_text()},
+          {"cpu", cpu_name()},
           {"threads", available_threads()},
           {"backends", to_json(backends(Device{}))},
           {"cpu_isas", to_json(cpu_isas())},
@@ -60,9 +62,10 @@ void print_rows(const char* title, const Json& rows) {
 }
 
 void print(const Json& info) {
-  std::printf("vidsparse %s, compiled by %s, %d threads\n",
+  std::printf("vidsparse %s, compiled by %s\n%s, %d threads\n",
               info["version"].get<std::string>().c_str(),
-              info["compiler"].get<std::string>().c_str(), info["threads"].get<int>());
+              info["compiler"].get<std::string>().c_str(), info["cpu"].get<std::string>().c_str(),
+              info["threads"].get<int>());
   print_rows("backends", info["backends"]);
   print_rows("instruction sets of the cpu backend", info["cpu_isas"]);
   std::printf("\nenvironment\n");
