@@ -80,7 +80,7 @@ Answers answer_forward(const core::Setting& setting, const Arithmetic& arithmeti
     attend.v = inputs.v;
     attend.lengths = inputs.lengths;
     attend.scale = inputs.scale;
-    attend.mask = inputs.mask;
+    attend.mask = *inputs.mask;
     attend.gate = inputs.gate;
     attend.oc = inputs.oc ? inputs.oc : answers.oc.view();
     attend.out = answers.out.ref();
@@ -111,7 +111,7 @@ void answer_backward(const core::Setting& setting, const Arithmetic& arithmetic,
   args.v = inputs.v;
   args.lengths = inputs.lengths;
   args.scale = inputs.scale;
-  args.mask = inputs.mask;
+  args.mask = *inputs.mask;
   args.gate = inputs.gate;
   args.out = answers.out.view();
   args.lse = answers.lse.view();

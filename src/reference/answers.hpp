@@ -27,13 +27,13 @@ class DenseTensor {
   std::vector<std::byte> storage_;
 };
 
-/// The inputs of the op, by name. `mask` is what attention is judged on.
+/// The inputs of the op, by name. Attention is judged on a given mask.
 struct OpInputs {
   TensorView q, k, v;
   Lengths lengths;
   std::optional<double> scale;
   Gate gate;
-  TileMaskView mask;
+  std::optional<TileMaskView> mask;  ///< absent: pooled tensors only
   TensorView oc;    ///< optional: the caller's own; else made from the pooled tensors
   TensorView dout;  ///< backward only
   TensorView dlse;  ///< backward only, optional
