@@ -44,7 +44,7 @@ class AttendCommand : public ::testing::Test {
     EXPECT_EQ(result.error_lines(), 1) << result.errors;
     EXPECT_NE(result.errors.find(argument), std::string::npos) << result.errors;
     EXPECT_EQ(result.output, "");
-    EXPECT_EQ(read_text(out()), kOld);
+    EXPECT_TRUE(read_text(out()) == kOld) << "the output was touched";
     for (const std::string& name : folder_.names()) {
       EXPECT_TRUE(name == "in.safetensors" || name == "out.safetensors") << name;
     }

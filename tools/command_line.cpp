@@ -20,6 +20,18 @@ const CLI::App& chosen(const CLI::App& app) {
   return given.empty() ? app : *given.front();
 }
 
+/// An empty value would be taken for the type's default, a --sparsity of 0: refused instead.
+void refuse_empty_values(CLI::App& app) {
+  for (CLI::App* command : app.get_subcommands({})) {
+    for (CLI::Option* option : command->get_options()) {
+      if (option->get_type_size() == 0) continue;  // a flag
+      option->check([](const std::string& value) {
+        return value.empty() ? std::string("expected a value, got an empty one") : std::string();
+      });
+    }
+  }
+}
+
 /// How the user wrote what the library calls `argument`: its `top_k` is our --top-k. Names that are
 /// no option of the command (a tensor, an environment variable) stay.
 std::string option_of(const CLI::App& command, const std::string& argument) {
@@ -57,15 +69,19 @@ int report(const CLI::App& command, const Error& error) {
 int run_command_line(int argc, const char* const* argv) {
   CLI::App app("Video Sparse Attention: plan it, run it, look at it.", "vidsparse");
   app.set_version_flag("--version", version());
-  app.require_subcommand(1);
+  app.require_subcommand(0, 1);  // an unknown word is then reported as such
   register_info(app);
   register_plan(app);
   register_attend(app);
   register_bench(app);
   register_denoise(app);
   register_inspect(app);
+  refuse_empty_values(app);
   try {
     app.parse(argc, argv);
+    if (app.get_subcommands().empty()) {
+      refuse("subcommand", "info, plan, attend, bench, denoise or inspect", "none");
+    }
     if (std::fflush(stdout) != 0) refuse("stdout", "cannot be written");
     return kExitOk;
   } catch (const CLI::RuntimeError& answer) {
