@@ -24,7 +24,6 @@ constexpr int kQueryRows = 256;        ///< query tokens that share a walk
 constexpr double kPackShare = 0.06;    ///< of q + k + v: what packs may take beyond one head
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr double kLog2E = 1.4426950408889634;
-constexpr double kLn2 = 0.6931471805599453;
 
 struct Scratch {  // per worker
   std::int64_t* tokens;
@@ -110,6 +109,7 @@ class Attend {
     negative_ = scale < 0;
     // A zero scale becomes a tiny one, so that -inf, the mark of no key, stays what it is.
     scale_log2_ = std::max(static_cast<float>(std::abs(scale) * kLog2E), 1e-30f);
+    natural_ = std::abs(scale) / scale_log2_;
   }
 
   void run() {
@@ -304,7 +304,7 @@ class Attend {
         write_lse(b, head, tokens[i],
                   sum == 0.0f
                       ? -kInfinity
-                      : static_cast<float>((double{scratch.max[i]} + std::log2(sum)) * kLn2));
+                      : static_cast<float>(scratch.max[i] * natural_ + std::log(double{sum})));
       }
     }
   }
@@ -333,6 +333,7 @@ class Attend {
   int words_;
   bool negative_;
   float scale_log2_;
+  double natural_;  ///< from scaled maxima to natural units
 };
 
 }  // namespace

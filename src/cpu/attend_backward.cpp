@@ -20,7 +20,6 @@ namespace vidsparse::cpu {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr double kLog2E = 1.4426950408889634;
 constexpr double kPackBytes = 128e6;        ///< of packs and fp32 gradients, beyond one key head
 constexpr std::int64_t kTilesOfChunk = 32;  ///< fewer would load key tiles for too few pairs
 constexpr std::int64_t kMostChunks = 16;
@@ -45,7 +44,7 @@ struct Space {
   std::uint32_t* dout_t;  ///< dO^T
   std::uint32_t* q;       ///< Q [width in words][D]
   std::uint32_t* dout;    ///< dO
-  float* lse2;            ///< [slots]
+  float* lse;             ///< [slots]
   float* delta;           ///< [slots]
   float* dq_t;            ///< dQ^T [D][width]
   // Per packed key head.
@@ -104,7 +103,7 @@ Space lay_out(core::Arena& arena, const Context& context, const BackwardArgs& ar
   space.dout_t = arena.take<std::uint32_t>(heads * words);
   space.q = arena.take<std::uint32_t>(heads * plain_words);
   space.dout = arena.take<std::uint32_t>(heads * plain_words);
-  space.lse2 = arena.take<float>(heads * context.query.slots());
+  space.lse = arena.take<float>(heads * context.query.slots());
   space.delta = arena.take<float>(heads * context.query.slots());
   space.dq_t = arena.take<float>(heads * gradient);
   space.dk = arena.take<float>(space.packed_heads * key_gradient);
@@ -132,7 +131,7 @@ class AttendBackward {
         depth_(context.dot_bf16() ? words_ : d_),
         scale_(static_cast<float>(context.scale(args.scale))),
         pair_(kernels_, context.dot_bf16(), d_, depth_,
-              static_cast<float>(context.scale(args.scale) * kLog2E)) {
+              static_cast<float>(context.scale(args.scale))) {
     core::Arena arena(workspace.data);
     space_ = lay_out(arena, context, args);
     query_counts_ = context.query.counts(context.batch(), args.lengths.query, space_.query_counts);
@@ -225,10 +224,10 @@ class AttendBackward {
            space_.q + element_offset(at.index, slot));
       pack(dout, tokens, here, width, space_.dout_t + word_offset(at.index, slot),
            space_.dout + element_offset(at.index, slot));
-      float* lse2 = space_.lse2 + at.index * context_.query.slots() + slot;
+      float* lse = space_.lse + at.index * context_.query.slots() + slot;
       float* deltas = space_.delta + at.index * context_.query.slots() + slot;
       for (int i = 0; i < width; ++i) {
-        lse2[i] = i < here ? lse2_of(at, tokens[i]) : kInfinity;
+        lse[i] = i < here ? lse_of(at, tokens[i]) : kInfinity;
         deltas[i] = i < here ? delta[tokens[i]] : 0.0f;
       }
       std::memset(space_.dq_t + query_offset(at.index, slot), 0,
@@ -237,10 +236,10 @@ class AttendBackward {
   }
 
   /// +inf makes P and all gradients 0 where nothing was selected.
-  float lse2_of(const Place& at, std::int64_t token) const {
+  float lse_of(const Place& at, std::int64_t token) const {
     const float lse =
         static_cast<const float*>(args_.lse.data)[args_.lse.offset(at.batch, at.head, token)];
-    return lse == -kInfinity ? kInfinity : static_cast<float>(lse * kLog2E);
+    return lse == -kInfinity ? kInfinity : lse;
   }
 
   /// Both B operands of a fragment's rows.
@@ -343,7 +342,7 @@ class AttendBackward {
         expand(q.q, q.width / 2, d_);
         expand(q.dout, q.width / 2, d_);
       }
-      q.lse2 = space_.lse2 + at.index * context_.query.slots() + slot;
+      q.lse = space_.lse + at.index * context_.query.slots() + slot;
       q.delta = space_.delta + at.index * context_.query.slots() + slot;
       q.dq_t = space_.dq_t + query_offset(at.index, slot);
       pair_.add(q, keys, scratch.pair);

@@ -16,14 +16,13 @@ namespace vidsparse::cpu {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr double kLog2E = 1.4426950408889634;
 
 struct Scratch {  // per worker; slots = query tiles rounded up to 16
   float* q_t;     ///< [slots / 64][D][64]
   float* dout_t;  ///< likewise
   float* q;       ///< [slots / 64] fragments, each a B operand [64][D]
   float* dout;    ///< likewise
-  float* lse2;    ///< [slots]
+  float* lse;     ///< [slots]
   float* delta;   ///< [slots]
   float* dq_t;    ///< [slots / 64][D][64]
   float* k;       ///< [64][D]
@@ -50,7 +49,7 @@ Scratch lay_out_scratch(core::Arena& arena, const Context& context) {
   scratch.dout_t = arena.take<float>(slots * d);
   scratch.q = arena.take<float>(slots * d);
   scratch.dout = arena.take<float>(slots * d);
-  scratch.lse2 = arena.take<float>(slots);
+  scratch.lse = arena.take<float>(slots);
   scratch.delta = arena.take<float>(slots);
   scratch.dq_t = arena.take<float>(slots * d);
   scratch.k = arena.take<float>(kFragment * d);
@@ -98,7 +97,7 @@ class CoarseBackward {
         d_(context.head_dim()),
         queries_(context.query.tiles()),
         scale_(static_cast<float>(context.scale(args.scale))),
-        pair_(kernels_, false, d_, d_, static_cast<float>(context.scale(args.scale) * kLog2E)) {
+        pair_(kernels_, false, d_, d_, static_cast<float>(context.scale(args.scale))) {
     core::Arena arena(workspace.data);
     space_ = lay_out(arena, context, args);
     query_counts_ = context.query.counts(context.batch(), args.lengths.query, space_.query_counts);
@@ -148,7 +147,7 @@ class CoarseBackward {
     const void* q[kFragment];
     const void* dout[kFragment];
     for (int i = 0; i < width; ++i) {
-      scratch.lse2[first + i] = kInfinity;
+      scratch.lse[first + i] = kInfinity;
       scratch.delta[first + i] = 0.0f;
       if (i >= count) continue;
       const std::int64_t tile = first + i;
@@ -161,7 +160,7 @@ class CoarseBackward {
       const float sum =
           static_cast<const float*>(args_.coarse_sum.data)[args_.coarse_sum.offset(b, head, tile)];
       if (sum != 0.0f) {
-        scratch.lse2[tile] = static_cast<float>(max * kLog2E + std::log2(double{sum}));
+        scratch.lse[tile] = static_cast<float>(max + std::log(double{sum}));
       }
       scratch.delta[tile] = kernels_.dot(gradient, row_of(args_.oc, b, head, tile), d_);
     }
@@ -203,7 +202,7 @@ class CoarseBackward {
                             scratch.dout_t + first * d_,
                             scratch.q + first * d_,
                             scratch.dout + first * d_,
-                            scratch.lse2 + first,
+                            scratch.lse + first,
                             scratch.delta + first,
                             scratch.dq_t + first * d_,
                             width_of(first),

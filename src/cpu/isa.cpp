@@ -153,13 +153,12 @@ const Kernels& choose_kernels() {
     if (wanted == isa.name) {
       if (isa.verdict.ok) return *isa.kernels;
       throw Error(ErrorCode::unsupported, kVariable,
-                  std::string(kVariable) + ": expected an instruction set of this machine, got " +
-                      wanted + " (" + isa.verdict.reason + ")");
+                  "expected an instruction set of this machine, got " + wanted + " (" +
+                      isa.verdict.reason + ")");
     }
     names += names.empty() ? isa.name : std::string(", ") + isa.name;
   }
-  throw Error(ErrorCode::unsupported, kVariable,
-              std::string(kVariable) + ": expected one of " + names + ", got " + wanted);
+  throw Error(ErrorCode::unsupported, kVariable, "expected one of " + names + ", got " + wanted);
 }
 
 }  // namespace vidsparse::cpu

@@ -61,7 +61,7 @@ struct SoftmaxBlock {
 };
 
 /// P and dS of one pair of fragments, transposed: rows are keys, columns queries.
-///   P^T = exp2(S^T * scale_log2 - lse2[column]),  dS^T = P^T * (dP^T - delta[column]);
+///   P^T = exp(S^T * scale - lse[column]),  dS^T = P^T * (dP^T - delta[column]);
 /// the factor scale of dS is left to whoever rounds dQ and dK. Rows from `valid` on are zero.
 struct GradientBlock {
   float* s;   ///< [keys][queries] S^T; fp32: overwritten by P^T
@@ -70,8 +70,8 @@ struct GradientBlock {
   int keys;     ///< even
   int valid;    ///< real keys
   int queries;  ///< a multiple of 16
-  float scale_log2;
-  const float* lse2;   ///< [queries] in base 2; +inf where there is no query
+  float scale;
+  const float* lse;    ///< [queries], natural; +inf where there is no query
   const float* delta;  ///< [queries]
   // bf16 only.
   std::uint16_t* p;   ///< A operand P^T [keys][queries], `ld_words` words a row

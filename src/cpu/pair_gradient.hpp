@@ -13,7 +13,7 @@ struct QueryOperands {
   const void* dout_t;  ///< dO^T [depth][width]
   const void* q;       ///< Q [width in words][D]
   const void* dout;    ///< dO [width in words][D]
-  const float* lse2;   ///< [width] in base 2, +inf where there is no query
+  const float* lse;    ///< [width], +inf where there is no query
   const float* delta;  ///< [width]
   float* dq_t;         ///< [D][width], added to
   int width;
@@ -48,13 +48,13 @@ struct PairScratch {
 /// The factor `scale` of dQ and dK is left to whoever rounds them.
 class PairGradient {
  public:
-  PairGradient(const Kernels& kernels, bool bf16, int head_dim, int depth, float scale_log2)
+  PairGradient(const Kernels& kernels, bool bf16, int head_dim, int depth, float scale)
       : kernels_(kernels),
         product_(bf16 ? kernels.product_bf16 : kernels.product_f32),
         bf16_(bf16),
         d_(head_dim),
         depth_(depth),
-        scale_log2_(scale_log2) {}
+        scale_(scale) {}
 
   void add(const QueryOperands& q, const KeyOperands& k, const PairScratch& scratch) const {
     const Term scores{k.k, q.q_t, depth_, depth_};
@@ -68,9 +68,9 @@ class PairGradient {
       std::fill(scratch.dp + row * q.width + q.valid, scratch.dp + (row + 1) * q.width, 0.0f);
     }
     const int words = bf16_ ? q.width / 2 : q.width;
-    const GradientBlock block{scratch.s,  scratch.dp,  q.width,         k.rows,  k.valid,
-                              q.width,    scale_log2_, q.lse2,          q.delta, scratch.p,
-                              scratch.ds, words,       scratch.ds_pairs};
+    const GradientBlock block{scratch.s,  scratch.dp, q.width,         k.rows,  k.valid,
+                              q.width,    scale_,     q.lse,           q.delta, scratch.p,
+                              scratch.ds, words,      scratch.ds_pairs};
     (bf16_ ? kernels_.gradient_bf16 : kernels_.gradient_f32)(block);
     const void* p = bf16_ ? static_cast<const void*>(scratch.p) : scratch.s;
     const void* ds = bf16_ ? static_cast<const void*>(scratch.ds) : scratch.dp;
@@ -91,7 +91,7 @@ class PairGradient {
   bool bf16_;
   int d_;
   int depth_;
-  float scale_log2_;
+  float scale_;
 };
 
 }  // namespace vidsparse::cpu

@@ -12,17 +12,19 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-/// Minimax polynomials of 2^f with p(0) = 1: error 0.8 * 2^-23, on [0, 1) or [-1/2, 1/2], whichever
-/// way the ISA splits.
+/// Minimax polynomials of 2^f with p(0) = 1: error 0.02 * 2^-23, on [0, 1) or [-1/2, 1/2],
+/// whichever way the ISA splits.
 struct Exp2Fraction {
   Vec operator()(Vec f) const {
     constexpr bool kFromZero = Vec::kFractionFromZero;
-    constexpr float c1 = kFromZero ? 0.69315129518508911f : 0.69314700365066528f;
-    constexpr float c2 = kFromZero ? 0.24016444385051727f : 0.24022242426872253f;
-    constexpr float c3 = kFromZero ? 0.055799931287765503f : 0.055507339537143707f;
-    constexpr float c4 = kFromZero ? 0.0090170055627822876f : 0.009671512991189957f;
-    constexpr float c5 = kFromZero ? 0.0018671416910365224f : 0.0013264665612950921f;
-    Vec p = Vec::fma(f, Vec::set1(c5), Vec::set1(c4));
+    constexpr float c1 = kFromZero ? 0.6931470632553101f : 0.6931471824645996f;
+    constexpr float c2 = kFromZero ? 0.2402293086051941f : 0.24022647738456726f;
+    constexpr float c3 = kFromZero ? 0.055485278367996216f : 0.055503323674201965f;
+    constexpr float c4 = kFromZero ? 0.00967545434832573f : 0.00961843691766262f;
+    constexpr float c5 = kFromZero ? 0.0012467820197343826f : 0.001339887734502554f;
+    constexpr float c6 = kFromZero ? 0.00021613015269394964f : 0.00015353370690718293f;
+    Vec p = Vec::fma(f, Vec::set1(c6), Vec::set1(c5));
+    p = Vec::fma(f, p, Vec::set1(c4));
     p = Vec::fma(f, p, Vec::set1(c3));
     p = Vec::fma(f, p, Vec::set1(c2));
     p = Vec::fma(f, p, Vec::set1(c1));
@@ -116,7 +118,8 @@ inline void softmax_f32(const SoftmaxBlock& block) {
 /// inside.
 template <class Put>
 void gradient(const GradientBlock& block, Put put) {
-  const Vec scale = Vec::set1(block.scale_log2);
+  const Vec scale = Vec::set1(block.scale);
+  const Vec log2e = Vec::set1(1.44269504f);
   for (int key = 0; key < block.keys; ++key) {
     const float* s = block.s + key * block.ld;
     const float* dp = block.dp + key * block.ld;
@@ -125,7 +128,8 @@ void gradient(const GradientBlock& block, Put put) {
       Vec p = Vec::zero();
       Vec ds = Vec::zero();
       if (real) {
-        p = exp2(Vec::fms(Vec::load(s + i), scale, Vec::load(block.lse2 + i)));
+        // The difference first: where P is large it is small, and so is the error of its scaling.
+        p = exp2(Vec::fms(Vec::load(s + i), scale, Vec::load(block.lse + i)) * log2e);
         ds = p * (Vec::load(dp + i) - Vec::load(block.delta + i));
       }
       put(key, i, p, ds);
