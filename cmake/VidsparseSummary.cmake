@@ -1,0 +1,32 @@
+# The last lines of a configure run: what will be built, and why the rest will not.
+# Folders append lines of the form "WHAT: REASON" to VIDSPARSE_SKIPPED in the parent's scope.
+
+if(BUILD_SHARED_LIBS)
+  set(_library "shared and static")
+else()
+  set(_library "static")
+endif()
+set(_parts "")
+foreach(part IN ITEMS TOOLS TESTS BENCH FUZZERS)
+  string(TOLOWER "${part}" name)
+  if(VIDSPARSE_BUILD_${part})
+    list(APPEND _parts "${name}")
+  else()
+    list(PREPEND VIDSPARSE_SKIPPED "${name}: VIDSPARSE_BUILD_${part} is off")
+  endif()
+endforeach()
+list(JOIN _parts ", " _parts)
+
+message(STATUS "")
+message(STATUS "vidsparse ${PROJECT_VERSION}")
+message(STATUS "  compiler    ${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}, "
+               "${CMAKE_BUILD_TYPE}, ${CMAKE_SYSTEM_PROCESSOR}")
+message(STATUS "  library     ${_library}; backends: cpu, reference")
+message(STATUS "  also built  ${_parts}")
+if(VIDSPARSE_SANITIZE)
+  message(STATUS "  sanitizers  ${VIDSPARSE_SANITIZE}")
+endif()
+foreach(line IN LISTS VIDSPARSE_SKIPPED)
+  message(STATUS "  not built   ${line}")
+endforeach()
+message(STATUS "")
