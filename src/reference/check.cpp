@@ -19,10 +19,17 @@ OpInputs inputs_of(const Args& args) {
 
 }  // namespace
 
+Report judge_answer(const std::string& name, const TensorView& actual, const Answers& exact,
+                    const std::vector<Answers>& plain, DenseTensor Answers::*member) {
+  std::vector<TensorView> yardsticks;
+  for (const Answers& answers : plain) yardsticks.push_back((answers.*member).view());
+  return judge_tensor(name, actual, (exact.*member).view(), yardsticks);
+}
+
 std::vector<Report> check_forward(const core::Setting& setting, const ForwardArgs& args) {
   const OpInputs inputs = inputs_of(args);
   const Answers exact = answer_forward(setting, ExactArithmetic<double>{}, inputs);
-  const Answers plain = answer_forward(setting, PlainArithmetic{setting.problem.dtype}, inputs);
+  const std::vector<Answers> plain = plain_answers(setting, inputs, Pass::forward);
   const ScoreInputs scores{exact.qc.view(), exact.kc.view(), args.lengths, args.scale};
 
   std::vector<Report> reports;
@@ -34,9 +41,9 @@ std::vector<Report> check_forward(const core::Setting& setting, const ForwardArg
     reports.push_back(judge_coarse_rows(setting, scores, args.coarse_max, args.coarse_sum));
   }
   if (args.lse) {
-    reports.push_back(judge_tensor("lse", args.lse, exact.lse.view(), plain.lse.view()));
+    reports.push_back(judge_answer("lse", args.lse, exact, plain, &Answers::lse));
   }
-  reports.push_back(judge_tensor("out", args.out, exact.out.view(), plain.out.view()));
+  reports.push_back(judge_answer("out", args.out, exact, plain, &Answers::out));
   return reports;
 }
 
@@ -52,18 +59,16 @@ std::vector<Report> check_backward(const core::Setting& setting, const BackwardA
   inputs.dout = args.dout;
   inputs.dlse = args.dlse;
   const ExactArithmetic<double> exactly;
-  const PlainArithmetic plainly{setting.problem.dtype};
   Answers exact = answer_forward(setting, exactly, inputs);
-  Answers plain = answer_forward(setting, plainly, inputs);
   answer_backward(setting, exactly, inputs, exact);
-  answer_backward(setting, plainly, inputs, plain);
+  const std::vector<Answers> plain = plain_answers(setting, inputs, Pass::forward_and_backward);
 
   std::vector<Report> reports;
-  reports.push_back(judge_tensor("dq", args.dq, exact.dq.view(), plain.dq.view()));
-  reports.push_back(judge_tensor("dk", args.dk, exact.dk.view(), plain.dk.view()));
-  reports.push_back(judge_tensor("dv", args.dv, exact.dv.view(), plain.dv.view()));
+  reports.push_back(judge_answer("dq", args.dq, exact, plain, &Answers::dq));
+  reports.push_back(judge_answer("dk", args.dk, exact, plain, &Answers::dk));
+  reports.push_back(judge_answer("dv", args.dv, exact, plain, &Answers::dv));
   if (args.dgate) {
-    reports.push_back(judge_tensor("dgate", args.dgate, exact.dgate.view(), plain.dgate.view()));
+    reports.push_back(judge_answer("dgate", args.dgate, exact, plain, &Answers::dgate));
   }
   return reports;
 }

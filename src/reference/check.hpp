@@ -2,10 +2,14 @@
 
 #include <vector>
 
-#include "reference/answers.hpp"
 #include "reference/judge.hpp"
+#include "reference/plain_answers.hpp"
 
 namespace vidsparse::reference {
+
+/// Judges a result by the same member of exact and plain answers.
+Report judge_answer(const std::string& name, const TensorView& actual, const Answers& exact,
+                    const std::vector<Answers>& plain, DenseTensor Answers::*member);
 
 /// Judges a forward that has run: `args` as Plan::forward took them, with their outputs filled.
 /// `args.mask` is required; lse, oc and the coarse rows are judged where they were asked for. One

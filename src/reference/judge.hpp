@@ -24,9 +24,10 @@ struct Report {
 const Report& decisive(const std::vector<Report>& reports);
 
 /// A result by the bounds that plain arithmetic sets: maximum error, RMS error, and NaN and
-/// infinities in place. `exact` and `plain` have the shape of `actual`; its dtype decides the ulp.
+/// infinities in place. `exact` and `plain` (one or more answers, the worst of which is the
+/// measure) have the shape of `actual`; its dtype decides the ulp.
 Report judge_tensor(const std::string& name, const TensorView& actual, const TensorView& exact,
-                    const TensorView& plain);
+                    const std::vector<TensorView>& plain);
 
 /// A result within `tolerance` of the largest magnitude in its vector (the last dimension): pooled
 /// tensors and oc.

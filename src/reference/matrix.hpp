@@ -75,10 +75,12 @@ SoftmaxSums<T> softmax(const Arithmetic& round, T* scores, std::int64_t n) {
   return {max, sum};
 }
 
+/// Sum of a[d] * b[d], from the last to the first: where this sum cancels against one of
+/// times_columns, as delta does, rounding errors must not cancel too by running in the same order.
 template <class T>
 T dot(const T* a, const T* b, std::int64_t n) {
   T sum = 0;
-  for (std::int64_t d = 0; d < n; ++d) sum += a[d] * b[d];
+  for (std::int64_t d = n - 1; d >= 0; --d) sum += a[d] * b[d];
   return sum;
 }
 
