@@ -15,7 +15,7 @@
  *     if (status != VIDSPARSE_OK) puts(vidsparse_last_error());
  *
  * then fills a vidsparse_forward_args, asks vidsparse_forward_workspace for the scratch it needs
- * and calls vidsparse_forward. tests/c_interface_c99.c is a whole program.
+ * and calls vidsparse_forward. examples/ has whole programs.
  *
  * Rules of every function
  * - Returns a vidsparse_status; VIDSPARSE_OK is 0. After any other, vidsparse_last_error() has one
