@@ -32,6 +32,7 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 /// The eight tiles of 16 x 64 bytes and the instructions on them, as the SDM defines them.
 struct EmulatedTiles {
   static inline std::uint8_t tiles[8][16][64];
+  static void prefetch(const char*) {}
   template <int T>
   static void load(const void* base, std::ptrdiff_t stride) {
     for (int r = 0; r < 16; ++r) {
@@ -139,6 +140,10 @@ TEST_P(CpuKernels, ProductMatchesLoops) {
       a.push_back(words(static_cast<std::size_t>(rows * lda)));
       b.push_back(words(static_cast<std::size_t>(depth * n)));
       terms.push_back({a.back().data(), b.back().data(), lda, depth});
+      if (pick(0, 1) == 1) {
+        terms.back().ahead = b.front().data();
+        terms.back().ahead_bytes = pick(0, 50000);
+      }
     }
     const int ldc = n + pick(0, 5);
     std::vector<float> c(static_cast<std::size_t>(rows * ldc), kNan);

@@ -15,8 +15,9 @@ namespace {
 inline constexpr int kTile = 16;
 
 /// C[R tiles][N tiles] at `row`, `column` of panel number `panel`, `width` columns wide.
+/// Block `nth` of `blocks`: tells its part of what is to be prefetched.
 template <class Tiles, int R, int N>
-void amx_block(const Product& p, int row, int panel, int column, int width) {
+void amx_block(const Product& p, int nth, int blocks, int row, int panel, int column, int width) {
   float* c = p.c + row * p.ldc + panel * kPanel + column;
   const std::ptrdiff_t c_stride = p.ldc * static_cast<std::ptrdiff_t>(sizeof(float));
   const auto at = [&](int r, int n) { return c + r * kTile * p.ldc + n * kTile; };
@@ -38,7 +39,15 @@ void amx_block(const Product& p, int row, int panel, int column, int width) {
                     static_cast<std::ptrdiff_t>(panel) * kPanel * term.depth + column;
     const std::ptrdiff_t a_stride = term.lda * 4;
     const std::ptrdiff_t b_stride = static_cast<std::ptrdiff_t>(width) * 4;
+    const char* ahead = static_cast<const char*>(term.ahead);
+    std::ptrdiff_t step = 0;
+    if (ahead != nullptr) {
+      step = (term.ahead_bytes + blocks * term.depth - 1) / (blocks * term.depth) * kTile;
+      ahead += nth * (term.depth / kTile) * step;
+    }
     for (int k = 0; k < term.depth; k += kTile) {
+      for (std::ptrdiff_t byte = 0; byte < step; byte += 64) Tiles::prefetch(ahead + byte);
+      ahead += step;
       Tiles::template load<4>(a + k, a_stride);
       Tiles::template load<6>(b + static_cast<std::ptrdiff_t>(k) * width, b_stride);
       Tiles::template dot<0, 4, 6>();
@@ -60,10 +69,11 @@ void amx_block(const Product& p, int row, int panel, int column, int width) {
 }
 
 template <class Tiles, int N>
-void amx_strip(const Product& p, int panel, int column, int width) {
+void amx_strip(const Product& p, int& nth, int blocks, int panel, int column, int width) {
   int row = 0;
-  for (; row + kTile < p.m; row += 2 * kTile) amx_block<Tiles, 2, N>(p, row, panel, column, width);
-  if (row < p.m) amx_block<Tiles, 1, N>(p, row, panel, column, width);
+  for (; row + kTile < p.m; row += 2 * kTile)
+    amx_block<Tiles, 2, N>(p, nth++, blocks, row, panel, column, width);
+  if (row < p.m) amx_block<Tiles, 1, N>(p, nth++, blocks, row, panel, column, width);
 }
 
 /// Depths are multiples of 16 words, rows are computed up to the next multiple of 16. Compilers do
@@ -71,13 +81,15 @@ void amx_strip(const Product& p, int panel, int column, int width) {
 template <class Tiles>
 void amx_product(const Product& p) {
   std::atomic_signal_fence(std::memory_order_seq_cst);
+  const int blocks = ((p.m + 2 * kTile - 1) / (2 * kTile)) * ((p.n + 2 * kTile - 1) / (2 * kTile));
+  int nth = 0;
   for (int first = 0; first < p.n; first += kPanel) {
     const int width = p.n - first < kPanel ? p.n - first : kPanel;
     int column = 0;
     for (; column + kTile < width; column += 2 * kTile) {
-      amx_strip<Tiles, 2>(p, first / kPanel, column, width);
+      amx_strip<Tiles, 2>(p, nth, blocks, first / kPanel, column, width);
     }
-    if (column < width) amx_strip<Tiles, 1>(p, first / kPanel, column, width);
+    if (column < width) amx_strip<Tiles, 1>(p, nth, blocks, first / kPanel, column, width);
   }
   std::atomic_signal_fence(std::memory_order_seq_cst);
 }

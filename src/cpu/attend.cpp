@@ -218,36 +218,36 @@ class Attend {
             const Scratch& scratch) const {
     KeyWalk keys(args_.mask.row(b, head, tile), args_.mask.shape.row_words(), context_.key,
                  key_counts_.row(b));
-    KeyFragment fragments[kColumns / 16];
-    bool first = true;
-    for (;;) {
-      const int count = keys.next_group(fragments, kColumns);
-      if (count == 0) return !first;
-      group(index, fragments, count, m, first, scratch);
-      first = false;
+    Group groups[2];  // the one under way and the next, whose K is fetched meanwhile
+    groups[0].count = keys.next_group(groups[0].fragments, kColumns);
+    if (groups[0].count == 0) return false;
+    for (int turn = 0; groups[turn % 2].count > 0; ++turn) {
+      Group& next = groups[(turn + 1) % 2];
+      next.count = keys.next_group(next.fragments, kColumns);
+      group(index, groups[turn % 2], next, m, turn == 0, scratch);
     }
+    return true;
   }
 
-  void group(std::int64_t index, const KeyFragment* fragments, int count, int m, bool first,
+  struct Group {
+    KeyFragment fragments[kColumns / 16];
+    int count;
+  };
+
+  void group(std::int64_t index, const Group& here, const Group& next, int m, bool first,
              const Scratch& scratch) const {
-    const bool expands = context_.expands();
     const auto product = context_.dot_bf16() ? kernels_.product_bf16 : kernels_.product_f32;
     int columns = 0;
-    for (int i = 0; i < count; ++i) {
-      const KeyFragment& f = fragments[i];
-      const void* k = packed_k(index, f.slot);
-      if (expands) {
-        kernels_.expand_pairs(context_.dtype(), static_cast<const std::uint32_t*>(k), words_,
-                              f.width, scratch.expanded);
-        k = scratch.expanded;
-      }
-      const Term term{scratch.q, k, depth(), depth()};
+    for (int i = 0; i < here.count; ++i) {
+      const KeyFragment& f = here.fragments[i];
+      Term term{scratch.q, packed_k(index, f.slot), depth(), depth()};
+      if (context_.expands()) expand(term.b, words_, f.width, scratch.expanded);
+      term.ahead = packed_v(index, f.slot);
+      term.ahead_bytes = f.width * d_ * static_cast<std::ptrdiff_t>(context_.element());
       float* s = scratch.s + columns;
       product({&term, 1, s, kPitch, m, f.width, false});
-      if (f.count < f.width) {
-        for (int row = 0; row < m; ++row) {
-          std::fill(s + row * kPitch + f.count, s + row * kPitch + f.width, -kInfinity);
-        }
+      for (int row = 0; row < m && f.count < f.width; ++row) {
+        std::fill(s + row * kPitch + f.count, s + row * kPitch + f.width, -kInfinity);
       }
       columns += f.width;
     }
@@ -258,23 +258,32 @@ class Attend {
 
     Term terms[kColumns / 16];
     columns = 0;
-    for (int i = 0; i < count; ++i) {
-      const KeyFragment& f = fragments[i];
-      const void* v = packed_v(index, f.slot);
-      if (expands) {
-        float* wide = scratch.expanded + static_cast<std::ptrdiff_t>(columns) * d_;
-        kernels_.expand_pairs(context_.dtype(), static_cast<const std::uint32_t*>(v), f.width / 2,
-                              d_, wide);
-        v = wide;
-      }
+    for (int i = 0; i < here.count; ++i) {
+      const KeyFragment& f = here.fragments[i];
+      Term& term = terms[i];
       if (context_.dot_bf16()) {
-        terms[i] = {scratch.p + columns, v, kPitch / 2, f.width / 2};
+        term = {scratch.p + columns, packed_v(index, f.slot), kPitch / 2, f.width / 2};
       } else {
-        terms[i] = {scratch.s + columns, v, kPitch, f.width};
+        term = {scratch.s + columns, packed_v(index, f.slot), kPitch, f.width};
+      }
+      if (context_.expands()) {
+        expand(term.b, f.width / 2, d_,
+               scratch.expanded + static_cast<std::ptrdiff_t>(columns) * d_);
+      }
+      if (i < next.count) {
+        term.ahead = packed_k(index, next.fragments[i].slot);
+        term.ahead_bytes = next.fragments[i].width * static_cast<std::ptrdiff_t>(words_) * 4;
       }
       columns += f.width;
     }
-    product({terms, count, scratch.out, d_, m, d_, !first});
+    product({terms, here.count, scratch.out, d_, m, d_, !first});
+  }
+
+  /// Replaces a packed 16-bit operand by its fp32 copy in `wide`.
+  void expand(const void*& operand, int pairs, int n, float* wide) const {
+    kernels_.expand_pairs(context_.dtype(), static_cast<const std::uint32_t*>(operand), pairs, n,
+                          wide);
+    operand = wide;
   }
 
   void finish(std::int64_t b, std::int64_t head, std::int64_t tile, const std::int64_t* tokens,

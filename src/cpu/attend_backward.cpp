@@ -302,51 +302,77 @@ class AttendBackward {
     const std::int64_t g = pair % context_.key_heads();
     const std::int64_t count = key_counts_.row(b)[tile];
     for (std::int64_t begin = 0; begin < count; begin += kKeyRows) {
-      KeyOperands keys{};  // loaded when the first pair needs them
+      const std::int64_t rows = std::min<std::int64_t>(kKeyRows, count - begin);
+      KeyOperands keys{};   // loaded when the first pair needs them
+      QueryOperands now{};  // a pair is multiplied when the next is known, which it fetches
       for (std::int64_t member = 0; member < context_.group(); ++member) {
         const Place at = place(first, index * context_.group() + member);
         for (std::int64_t i = queries.begin; i < queries.end; ++i) {
           if (!args_.mask.test(b, at.head, i, tile)) continue;
-          if (keys.k == nullptr) {
-            keys = load_keys(b, g, index, tile, begin,
-                             std::min<std::int64_t>(kKeyRows, count - begin), scratch);
+          const std::int64_t tokens = query_counts_.row(b)[i];
+          for (std::int64_t token = 0; token < tokens; token += kFragment) {
+            const int valid = static_cast<int>(std::min<std::int64_t>(kFragment, tokens - token));
+            const QueryOperands next = packed(at.index, context_.query.slot(i) + token, valid);
+            if (keys.k == nullptr) keys = load_keys(b, g, index, tile, begin, rows, scratch);
+            if (now.q != nullptr) multiply(now, &next, keys, scratch);
+            now = next;
           }
-          query_tile(at, i, keys, scratch);
         }
       }
+      if (now.q != nullptr) multiply(now, nullptr, keys, scratch);
     }
   }
 
-  void query_tile(const Place& at, std::int64_t tile, const KeyOperands& keys,
-                  const Scratch& scratch) const {
-    const std::int64_t count = query_counts_.row(at.batch)[tile];
-    for (std::int64_t first = 0; first < count; first += kFragment) {
-      const std::int64_t slot = context_.query.slot(tile) + first;
-      QueryOperands q;
-      q.valid = static_cast<int>(std::min<std::int64_t>(kFragment, count - first));
-      q.width = width_of(q.valid, context_.query);
-      q.q_t = space_.q_t + word_offset(at.index, slot);
-      q.dout_t = space_.dout_t + word_offset(at.index, slot);
-      q.q = space_.q + element_offset(at.index, slot);
-      q.dout = space_.dout + element_offset(at.index, slot);
-      if (context_.expands()) {
-        float* wide = scratch.expanded;
-        const auto expand = [&](const void*& operand, int pairs, int n) {
-          kernels_.expand_pairs(context_.dtype(), static_cast<const std::uint32_t*>(operand), pairs,
-                                n, wide);
-          operand = wide;
-          wide += kFragment * d_;
-        };
-        expand(q.q_t, words_, q.width);
-        expand(q.dout_t, words_, q.width);
-        expand(q.q, q.width / 2, d_);
-        expand(q.dout, q.width / 2, d_);
-      }
-      q.lse = space_.lse + at.index * context_.query.slots() + slot;
-      q.delta = space_.delta + at.index * context_.query.slots() + slot;
-      q.dq_t = space_.dq_t + query_offset(at.index, slot);
-      pair_.add(q, keys, scratch.pair);
+  /// A fragment of queries as it was packed.
+  QueryOperands packed(std::int64_t index, std::int64_t slot, int valid) const {
+    QueryOperands q;
+    q.q_t = space_.q_t + word_offset(index, slot);
+    q.dout_t = space_.dout_t + word_offset(index, slot);
+    q.q = space_.q + element_offset(index, slot);
+    q.dout = space_.dout + element_offset(index, slot);
+    q.lse = space_.lse + index * context_.query.slots() + slot;
+    q.delta = space_.delta + index * context_.query.slots() + slot;
+    q.dq_t = space_.dq_t + query_offset(index, slot);
+    q.width = width_of(valid, context_.query);
+    q.valid = valid;
+    return q;
+  }
+
+  void multiply(QueryOperands q, const QueryOperands* next, const KeyOperands& keys,
+                const Scratch& scratch) const {
+    const std::ptrdiff_t wide_bytes = q.width * static_cast<std::ptrdiff_t>(d_) * 4;
+    const std::ptrdiff_t element = static_cast<std::ptrdiff_t>(context_.element());
+    if (!context_.expands()) {
+      const std::ptrdiff_t words = q.width * static_cast<std::ptrdiff_t>(words_) * 4;
+      const std::ptrdiff_t rows = q.width * d_ * element;
+      Ahead last;
+      if (next != nullptr)
+        last = {next->q_t, next->width * static_cast<std::ptrdiff_t>(words_) * 4};
+      pair_.add(q, keys,
+                {{q.dout_t, words}, {q.dout, rows}, {q.q, rows}, {q.dq_t, wide_bytes}, last},
+                scratch.pair);
+      return;
     }
+    Ahead ahead[5] = {{q.dq_t, wide_bytes}, {}, {}, {}, {}};
+    if (next != nullptr) {
+      const std::ptrdiff_t bytes = next->width * d_ * element;
+      ahead[1] = {next->q_t, bytes};
+      ahead[2] = {next->dout_t, bytes};
+      ahead[3] = {next->q, bytes};
+      ahead[4] = {next->dout, bytes};
+    }
+    float* wide = scratch.expanded;
+    const auto expand = [&](const void*& operand, int pairs, int n) {
+      kernels_.expand_pairs(context_.dtype(), static_cast<const std::uint32_t*>(operand), pairs, n,
+                            wide);
+      operand = wide;
+      wide += kFragment * d_;
+    };
+    expand(q.q_t, words_, q.width);
+    expand(q.dout_t, words_, q.width);
+    expand(q.q, q.width / 2, d_);
+    expand(q.dout, q.width / 2, d_);
+    pair_.add(q, keys, ahead, scratch.pair);
   }
 
   /// Tokens begin..begin + count - 1 of a tile.

@@ -207,7 +207,7 @@ class CoarseBackward {
                             scratch.dq_t + first * d_,
                             width_of(first),
                             static_cast<int>(std::min<std::int64_t>(kFragment, queries_ - first))};
-      pair_.add(q, keys, scratch.pair);
+      pair_.add(q, keys, {}, scratch.pair);
     }
     for (int row = 0; row < count; ++row) {
       float* dkc = row_of(gradients_.dkc, b, g, tiles[row]);

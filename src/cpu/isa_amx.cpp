@@ -19,6 +19,7 @@ static_assert(sizeof(TileConfig) == 64);
 /// One function per instruction (Intel SDM volume 2, chapter on AMX). The intrinsics want literal
 /// tile numbers.
 struct HardwareTiles {
+  static void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
   template <int T>
   static void load(const void* base, std::ptrdiff_t stride) {
     if constexpr (T == 0) _tile_loadd(0, base, stride);

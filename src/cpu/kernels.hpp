@@ -29,6 +29,10 @@ struct Term {
   const void* b;
   std::ptrdiff_t lda;  ///< words
   int depth;           ///< words; a multiple of Kernels::depth_multiple for bf16
+  /// Memory to be brought into the second-level cache meanwhile: what the caller needs next. The
+  /// hardware's own prefetching is too late for a fragment that lies in the third level.
+  const void* ahead = nullptr;
+  std::ptrdiff_t ahead_bytes = 0;
 };
 
 /// C[m][n] (+)= sum of terms. n is a multiple of 16.

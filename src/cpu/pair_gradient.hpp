@@ -20,6 +20,12 @@ struct QueryOperands {
   int valid;  ///< real queries
 };
 
+/// Memory that will be needed after this pair, fetched during its five products.
+struct Ahead {
+  const void* data = nullptr;
+  std::ptrdiff_t bytes = 0;
+};
+
 /// Some keys of one tile. A operands.
 struct KeyOperands {
   const void* k;    ///< [rows][depth]
@@ -56,10 +62,11 @@ class PairGradient {
         depth_(depth),
         scale_(scale) {}
 
-  void add(const QueryOperands& q, const KeyOperands& k, const PairScratch& scratch) const {
-    const Term scores{k.k, q.q_t, depth_, depth_};
+  void add(const QueryOperands& q, const KeyOperands& k, const Ahead (&ahead)[5],
+           const PairScratch& scratch) const {
+    const Term scores{k.k, q.q_t, depth_, depth_, ahead[0].data, ahead[0].bytes};
     product_({&scores, 1, scratch.s, q.width, k.rows, q.width, false});
-    const Term values{k.v, q.dout_t, depth_, depth_};
+    const Term values{k.v, q.dout_t, depth_, depth_, ahead[1].data, ahead[1].bytes};
     product_({&values, 1, scratch.dp, q.width, k.rows, q.width, false});
 
     // Infinite keys or values times the zeros of a column that is no query are NaN.
@@ -76,12 +83,12 @@ class PairGradient {
     const void* ds = bf16_ ? static_cast<const void*>(scratch.ds) : scratch.dp;
     const void* ds_b = bf16_ ? static_cast<const void*>(scratch.ds_pairs) : scratch.dp;
 
-    const Term dv{p, q.dout, words, words};
+    const Term dv{p, q.dout, words, words, ahead[2].data, ahead[2].bytes};
     product_({&dv, 1, k.dv, d_, k.rows, d_, true});
-    const Term dk{ds, q.q, words, words};
+    const Term dk{ds, q.q, words, words, ahead[3].data, ahead[3].bytes};
     product_({&dk, 1, k.dk, d_, k.rows, d_, true});
     const int key_words = bf16_ ? k.rows / 2 : k.rows;
-    const Term dq{k.k_t, ds_b, key_words, key_words};
+    const Term dq{k.k_t, ds_b, key_words, key_words, ahead[4].data, ahead[4].bytes};
     product_({&dq, 1, q.dq_t, q.width, d_, q.width, true});
   }
 

@@ -22,14 +22,17 @@ struct Span {
   std::ptrdiff_t panel;  ///< words from panel to panel of B
   int first;             ///< depth before this span
   int depth;
+  const char* ahead;    ///< to be prefetched
+  std::ptrdiff_t step;  ///< bytes of it for every step in depth
 };
 
 constexpr int kDepthBlock = 128;
 constexpr int kMaxSpans = 16;
 
 /// C[R][N vectors] (+)= sum over spans. `row` and `column` place the block; `width` is the panel's.
+/// `nth` block of the pass: tells its part of what is to be prefetched.
 template <class Step, int R, int N>
-void product_block(const Span* spans, int count, std::ptrdiff_t row, std::ptrdiff_t panel,
+void product_block(const Span* spans, int count, int nth, std::ptrdiff_t row, std::ptrdiff_t panel,
                    std::ptrdiff_t column, std::ptrdiff_t width, float* c, std::ptrdiff_t ldc,
                    bool accumulate) {
   Vec sum[R][N];
@@ -42,7 +45,10 @@ void product_block(const Span* spans, int count, std::ptrdiff_t row, std::ptrdif
     const std::ptrdiff_t lda = spans[s].lda;
     const float* a = spans[s].a + row * lda + spans[s].first;
     const float* b = spans[s].b + panel * spans[s].panel + spans[s].first * width + column;
-    for (int k = 0; k < spans[s].depth; ++k, ++a, b += width) {
+    const std::ptrdiff_t step = spans[s].step;
+    const char* ahead = spans[s].ahead + nth * spans[s].depth * step;
+    for (int k = 0; k < spans[s].depth; ++k, ++a, b += width, ahead += step) {
+      Vec::prefetch(ahead);
       Vec right[N];
       for (int n = 0; n < N; ++n) right[n] = Vec::load(b + n * Vec::kLanes);
       for (int r = 0; r < R; ++r) {
@@ -59,12 +65,13 @@ void product_block(const Span* spans, int count, std::ptrdiff_t row, std::ptrdif
 /// All rows of a strip N vectors wide. The last block may compute a row more than m, never past the
 /// next multiple of 16.
 template <class Step, int N>
-void product_strip(const Span* spans, int count, std::ptrdiff_t panel, std::ptrdiff_t column,
-                   std::ptrdiff_t width, float* c, std::ptrdiff_t ldc, int m, bool accumulate) {
+void product_strip(const Span* spans, int count, int& nth, std::ptrdiff_t panel,
+                   std::ptrdiff_t column, std::ptrdiff_t width, float* c, std::ptrdiff_t ldc, int m,
+                   bool accumulate) {
   constexpr int kRows = Vec::rows_of_block(N);
   int row = 0;
   const auto block = [&]<int R>() {
-    product_block<Step, R, N>(spans, count, row, panel, column, width, c + row * ldc, ldc,
+    product_block<Step, R, N>(spans, count, nth++, row, panel, column, width, c + row * ldc, ldc,
                               accumulate);
     row += R;
   };
@@ -83,13 +90,14 @@ void product_strip(const Span* spans, int count, std::ptrdiff_t panel, std::ptrd
 
 template <class Step>
 void product_spans(const Product& p, const Span* spans, int count, bool accumulate) {
+  int nth = 0;
   for (int first = 0; first < p.n; first += kPanel) {
     const int width = p.n - first < kPanel ? p.n - first : kPanel;
     const int panel = first / kPanel;
     int column = 0;
     const auto strip = [&]<int N>() {
-      product_strip<Step, N>(spans, count, panel, column, width, p.c + first + column, p.ldc, p.m,
-                             accumulate);
+      product_strip<Step, N>(spans, count, nth, panel, column, width, p.c + first + column, p.ldc,
+                             p.m, accumulate);
       column += N * Vec::kLanes;
     };
     constexpr int kWidest = Vec::kMaxWidth;
@@ -108,6 +116,11 @@ void product(const Product& p) {
   bool accumulate = p.accumulate;
   int term = 0;
   int done = 0;  // depth of terms[term] that is behind us
+  // Blocks of a pass, never too many: what is left over is fetched by the hardware.
+  constexpr int kRows = Vec::rows_of_block(Vec::kMaxWidth);
+  const std::ptrdiff_t blocks =
+      static_cast<std::ptrdiff_t>((p.m + kRows - 1) / kRows) *
+      ((p.n + Vec::kMaxWidth * Vec::kLanes - 1) / (Vec::kMaxWidth * Vec::kLanes));
   do {
     Span spans[kMaxSpans];
     int count = 0;
@@ -121,7 +134,13 @@ void product(const Product& p) {
                         t.lda,
                         static_cast<std::ptrdiff_t>(t.depth) * kPanel,
                         done,
-                        take};
+                        take,
+                        static_cast<const char*>(t.ahead != nullptr ? t.ahead : t.b),
+                        0};
+      if (t.ahead != nullptr && t.depth > 0) {
+        spans[count - 1].ahead += t.ahead_bytes / t.depth * done;
+        spans[count - 1].step = (t.ahead_bytes + blocks * t.depth - 1) / (blocks * t.depth);
+      }
       depth += take;
       done += take;
       if (done == t.depth) {

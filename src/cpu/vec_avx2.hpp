@@ -18,6 +18,8 @@ struct Vec {
 
   __m256 v;
 
+  static void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
+
   static Vec zero() { return {_mm256_setzero_ps()}; }
   static Vec set1(float x) { return {_mm256_set1_ps(x)}; }
   static Vec broadcast(const float* p) { return {_mm256_broadcast_ss(p)}; }

@@ -20,6 +20,8 @@ struct Vec {
 
   __m512 v;
 
+  static void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
+
   static Vec zero() { return {_mm512_setzero_ps()}; }
   static Vec set1(float x) { return {_mm512_set1_ps(x)}; }
   static Vec broadcast(const float* p) { return {_mm512_set1_ps(*p)}; }

@@ -67,6 +67,8 @@ struct Vec {
     return r;
   }
 
+  static void prefetch(const char*) {}
+
   static Vec zero() { return set1(0.0f); }
   static Vec set1(float x) {
     return each([&](int) { return x; });
