@@ -8,7 +8,7 @@
 #include <limits>
 #include <random>
 
-#include "random_problem.hpp"
+#include "support/random_problem.hpp"
 #include "reference/check.hpp"
 #include "reference/rows.hpp"
 #include "reference/side.hpp"

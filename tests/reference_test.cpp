@@ -7,7 +7,7 @@
 #include <limits>
 #include <random>
 
-#include "random_problem.hpp"
+#include "support/random_problem.hpp"
 #include "reference/check.hpp"
 #include "reference/rows.hpp"
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "core/backend.hpp"
-#include "poisoned.hpp"
+#include "support/poisoned.hpp"
 
 namespace vidsparse::testing {
 
