@@ -15,8 +15,9 @@ class BackendTest : public ::testing::TestWithParam<Target> {
     force(GetParam());
   }
 
-  /// Runs and judges one problem; false when there have been enough failures.
-  bool passes(const RandomProblem& problem) {
+  /// Runs and judges one problem; false when there have been enough failures. With non-finite
+  /// inputs, few elements may stay finite, and the RMS of a handful says nothing.
+  bool passes(const RandomProblem& problem, bool judge_rms = true) {
     Results results(problem);
     run(problem, GetParam(), 1, results);
     for (const auto& [name, memory] : results.memory()) {
@@ -24,6 +25,7 @@ class BackendTest : public ::testing::TestWithParam<Target> {
                                     << problem.to_string();
     }
     for (const reference::Report& report : judge(problem, results)) {
+      if (!judge_rms && report.what.ends_with("RMS error")) continue;
       failures_ += report.ok ? 0 : 1;
       EXPECT_TRUE(report.ok) << report.to_string() << "\n" << problem.to_string();
     }
@@ -48,7 +50,7 @@ TEST_P(BackendTest, NonFiniteInputs) {
   for (std::int64_t n = 0; n < count; ++n) {
     const auto problem = random_problem(seed + static_cast<std::uint64_t>(n));
     add_non_finite(*problem, problem->seed);
-    ASSERT_TRUE(passes(*problem)) << "enough";
+    ASSERT_TRUE(passes(*problem, false)) << "enough";
   }
 }
 
