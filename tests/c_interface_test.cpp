@@ -1,9 +1,12 @@
 // The C interface against the C++ one: the same bits from every call, and refusals by name.
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <cstddef>
+#include <cstdio>
 #include <cstring>
-#include <functional>
 #include <limits>
+#include <memory>
 #include <random>
 #include <string>
 #include <thread>
@@ -381,3 +384,216 @@ TEST_F(CInterface, ACProgramGetsTheSameResults) {
   ASSERT_NE(failure, nullptr);
   EXPECT_EQ(std::string(failure).rfind("top_k: ", 0), 0U) << failure;
 }
+
+TEST_F(CInterface, Masks) {
+  const std::int64_t batch = 2, heads = 2, query = 5, key = 131;
+  std::vector<std::uint8_t> map(static_cast<std::size_t>(batch * heads * query * key));
+  for (auto& bit : map) bit = static_cast<std::uint8_t>(random_() % 4 == 0);
+  const vidsparse_tensor c_map =
+      vidsparse_dense(map.data(), VIDSPARSE_U8, 4, batch, heads, query, key);
+  const TileMask expected =
+      TileMask::from_bool(TensorView::dense(map.data(), DType::u8, 4, {batch, heads, query, key}));
+  const auto words = static_cast<std::size_t>(expected.shape().words());
+  std::vector<std::uint64_t> bits(words, ~0ULL), again(words, ~0ULL);
+  const vidsparse_mask mask = vidsparse_dense_mask(bits.data(), batch, heads, query, key);
+  const vidsparse_mask copy = vidsparse_dense_mask(again.data(), batch, heads, query, key);
+  ASSERT_EQ(vidsparse_mask_from_bool(&c_map, &mask), VIDSPARSE_OK) << vidsparse_last_error();
+  EXPECT_EQ(std::memcmp(bits.data(), expected.view().words, words * 8), 0);
+
+  std::vector<std::uint8_t> back(map.size(), 7);
+  const vidsparse_tensor c_back =
+      vidsparse_dense(back.data(), VIDSPARSE_U8, 4, batch, heads, query, key);
+  ASSERT_EQ(vidsparse_mask_to_bool(&mask, &c_back), VIDSPARSE_OK);
+  EXPECT_EQ(back, map);
+
+  std::vector<std::int32_t> list(map.size(), -7), counts(map.size() / key, -7);
+  const vidsparse_tensor c_list =
+      vidsparse_dense(list.data(), VIDSPARSE_I32, 4, batch, heads, query, key);
+  const vidsparse_tensor c_counts =
+      vidsparse_dense(counts.data(), VIDSPARSE_I32, 3, batch, heads, query, 0);
+  ASSERT_EQ(vidsparse_mask_to_indices(&mask, &c_list, &c_counts), VIDSPARSE_OK);
+  ASSERT_EQ(vidsparse_mask_from_indices(&c_list, &c_counts, &copy), VIDSPARSE_OK);
+  EXPECT_EQ(again, bits);
+
+  const TileMask key_major = expected.transposed();
+  std::vector<std::uint64_t> turned(static_cast<std::size_t>(key_major.shape().words()), ~0ULL);
+  const vidsparse_mask c_turned = vidsparse_dense_mask(turned.data(), batch, heads, key, query);
+  ASSERT_EQ(vidsparse_mask_transpose(&mask, &c_turned), VIDSPARSE_OK);
+  EXPECT_EQ(std::memcmp(turned.data(), key_major.view().words, turned.size() * 8), 0);
+  expect_refused(vidsparse_mask_transpose(&mask, &copy), "transposed");
+  vidsparse_mask huge = mask;
+  huge.batch = std::numeric_limits<std::int64_t>::max();
+  expect_refused(vidsparse_mask_to_bool(&huge, &c_back), "mask");
+}
+
+TEST_F(CInterface, AlwaysSelectedTiles) {
+  const TileLayout& layout = plan_->query_layout();
+  TileMask joined({kBatch, kHeads, tiles_, tiles_});
+  const vidsparse_mask mask =
+      vidsparse_dense_mask(joined.ref().words, kBatch, kHeads, tiles_, tiles_);
+  ASSERT_EQ(vidsparse_mask_add_own_tile(c_, &mask), VIDSPARSE_OK) << vidsparse_last_error();
+  ASSERT_EQ(vidsparse_mask_add_first_frame(c_, &mask), VIDSPARSE_OK);
+  ASSERT_EQ(vidsparse_mask_add_window(c_, 1, 0, 1, &mask), VIDSPARSE_OK);
+  const TileMask own = always_own_tile(layout, layout), first = always_first_frame(layout, layout);
+  const TileMask window = always_window(layout, layout, 1, 0, 1);
+  for (std::int64_t i = 0; i < tiles_; ++i) {
+    for (std::int64_t j = 0; j < tiles_; ++j) {
+      const bool any = own.view().test(0, 0, i, j) || first.view().test(0, 0, i, j) ||
+                       window.view().test(0, 0, i, j);
+      EXPECT_EQ(joined.view().test(kBatch - 1, kHeads - 1, i, j), any) << i << ", " << j;
+    }
+  }
+}
+
+TEST_F(CInterface, StructSizes) {
+  // An older program's problem ends before head_dim: the defaults stand, whatever lies there.
+  vidsparse_plan* plan = nullptr;
+  vidsparse_problem older = problem_;
+  older.struct_size = offsetof(vidsparse_problem, head_dim);
+  older.head_dim = -5;
+  older.dtype = 99;
+  ASSERT_EQ(vidsparse_plan_create(&older, &options_, &plan), VIDSPARSE_OK)
+      << vidsparse_last_error();
+  vidsparse_plan_destroy(plan);
+
+  // A newer program's is longer.
+  struct Newer {
+    vidsparse_problem known;
+    std::int64_t unknown;
+  } newer{problem_, 0};
+  newer.known.struct_size = sizeof newer;
+  plan = nullptr;
+  ASSERT_EQ(vidsparse_plan_create(&newer.known, &options_, &plan), VIDSPARSE_OK);
+  vidsparse_plan_destroy(plan);
+  plan = nullptr;
+  newer.unknown = 1;
+  expect_refused(vidsparse_plan_create(&newer.known, &options_, &plan), "problem.struct_size");
+  for (const std::size_t size : {std::size_t{0}, std::size_t{4}, sizeof newer.known - 3,
+                                 std::numeric_limits<std::size_t>::max()}) {
+    vidsparse_problem wrong = problem_;
+    wrong.struct_size = size;
+    expect_refused(vidsparse_plan_create(&wrong, &options_, &plan), "problem.struct_size");
+  }
+  EXPECT_EQ(plan, nullptr);
+
+  // Filled in up to the caller's size, zero past the library's.
+  struct NewerInfo {
+    vidsparse_plan_info known;
+    std::int64_t unknown;
+  } info{vidsparse_plan_info_init(), 5};
+  info.known.struct_size = sizeof info;
+  ASSERT_EQ(vidsparse_plan_get_info(c_, &info.known), VIDSPARSE_OK);
+  EXPECT_EQ(info.unknown, 0);
+  EXPECT_EQ(info.known.struct_size, sizeof info);
+  info.known.struct_size = offsetof(vidsparse_plan_info, key_tokens);
+  info.known.key_tokens = -9;
+  ASSERT_EQ(vidsparse_plan_get_info(c_, &info.known), VIDSPARSE_OK);
+  EXPECT_EQ(info.known.query_tokens, tokens_);
+  EXPECT_EQ(info.known.key_tokens, -9);
+}
+
+TEST_F(CInterface, NullIsRefusedByName) {
+  std::size_t bytes = 0;
+  std::int64_t number = 0;
+  vidsparse_plan* plan = nullptr;
+  vidsparse_tile box = vidsparse_tile_init();
+  const vidsparse_selection chosen = vidsparse_by_top_k(1);
+  const vidsparse_pool_args pool = vidsparse_pool_args_init();
+  const vidsparse_select_args select = vidsparse_select_args_init();
+  const vidsparse_attend_args attend = vidsparse_attend_args_init();
+  const vidsparse_forward_args forward = vidsparse_forward_args_init();
+  const vidsparse_backward_args backward = vidsparse_backward_args_init();
+  const vidsparse_mask mask{};
+  expect_refused(vidsparse_plan_create(nullptr, nullptr, &plan), "problem");
+  expect_refused(vidsparse_plan_create(&problem_, nullptr, nullptr), "plan");
+  expect_refused(vidsparse_plan_get_info(nullptr, nullptr), "plan");
+  expect_refused(vidsparse_plan_get_info(c_, nullptr), "info");
+  expect_refused(vidsparse_plan_tile(nullptr, VIDSPARSE_QUERY, 0, &box), "plan");
+  expect_refused(vidsparse_plan_tile(c_, VIDSPARSE_QUERY, 0, nullptr), "tile");
+  expect_refused(vidsparse_plan_tile_at(c_, VIDSPARSE_QUERY, 1, 0, 0, 0, nullptr), "index");
+  expect_refused(vidsparse_plan_top_k(c_, nullptr, &number), "selection");
+  expect_refused(vidsparse_plan_top_k(c_, &chosen, nullptr), "top_k");
+  expect_refused(vidsparse_top_k_of(0.5, 3, nullptr), "top_k");
+  expect_refused(vidsparse_list_backends(nullptr, nullptr, nullptr, nullptr), "visit");
+  expect_refused(vidsparse_list_cpu_isas(nullptr, nullptr), "visit");
+  expect_refused(vidsparse_mask_from_bool(nullptr, &mask), "mask.words");
+  expect_refused(vidsparse_mask_to_bool(nullptr, nullptr), "mask");
+  expect_refused(vidsparse_mask_add_own_tile(nullptr, &mask), "plan");
+  expect_refused(vidsparse_pool_workspace(nullptr, &pool, &bytes), "plan");
+  expect_refused(vidsparse_pool_workspace(c_, nullptr, &bytes), "args");
+  expect_refused(vidsparse_pool_workspace(c_, &pool, nullptr), "bytes");
+  expect_refused(vidsparse_pool(nullptr, &pool, nullptr, 0, nullptr), "plan");
+  expect_refused(vidsparse_select(nullptr, &select, nullptr, 0, nullptr), "plan");
+  expect_refused(vidsparse_select(c_, &select, nullptr, 0, nullptr), "selection");
+  expect_refused(vidsparse_attend(nullptr, &attend, nullptr, 0, nullptr), "plan");
+  expect_refused(vidsparse_attend(c_, &attend, nullptr, 0, nullptr), "q");
+  expect_refused(vidsparse_forward(nullptr, &forward, nullptr, 0, nullptr), "plan");
+  expect_refused(vidsparse_forward(c_, &forward, nullptr, 0, nullptr), "selection");
+  expect_refused(vidsparse_backward(nullptr, &backward, nullptr, 0, nullptr), "plan");
+  vidsparse_plan_destroy(nullptr);
+}
+
+TEST_F(CInterface, ErrorsAreThoseOfTheCppInterface) {
+  vidsparse_plan* plan = nullptr;
+  vidsparse_problem bad = problem_;
+  bad.tile = {3, 5, 7};
+  EXPECT_EQ(vidsparse_plan_create(&bad, &options_, &plan), VIDSPARSE_INVALID_ARGUMENT);
+  std::string expected;
+  try {
+    Problem problem = plan_->problem();
+    problem.tile = {3, 5, 7};
+    Plan refused(problem, {});
+  } catch (const Error& error) {
+    expected = error.what();
+  }
+  EXPECT_EQ(vidsparse_last_error(), expected);
+  vidsparse_plan_options other = options_;
+  other.backend = "no such backend";
+  EXPECT_NE(vidsparse_plan_create(&problem_, &other, &plan), VIDSPARSE_OK);
+  EXPECT_NE(std::string(vidsparse_last_error()).find("no such backend"), std::string::npos);
+  other = options_;
+  other.concurrency = 0;
+  expect_refused(vidsparse_plan_create(&problem_, &other, &plan), "concurrency");
+  bad = problem_;
+  bad.dtype = 99;
+  expect_refused(vidsparse_plan_create(&bad, &options_, &plan), "dtype");
+  EXPECT_EQ(plan, nullptr);
+
+  const std::string here = vidsparse_last_error();
+  std::string there = "?";
+  std::thread([&] { there = vidsparse_last_error(); }).join();
+  EXPECT_EQ(there, "");
+  EXPECT_EQ(vidsparse_last_error(), here);
+  EXPECT_EQ(vidsparse_status_name(VIDSPARSE_UNSUPPORTED), std::string("unsupported"));
+  EXPECT_EQ(vidsparse_status_name(-1), std::string("unknown status"));
+  EXPECT_EQ(vidsparse_version(), std::string(version()));
+}
+
+TEST_F(CInterface, Lists) {
+  struct Row {
+    std::string name, reason;
+    bool ok, on_request;
+  };
+  std::vector<Row> listed;
+  const auto visit = [](void* context, const vidsparse_backend_info* info) {
+    static_cast<std::vector<Row>*>(context)->push_back(
+        {info->name, info->reason, info->can_run != 0, info->on_request != 0});
+  };
+  const auto expect_same_rows = [&](const std::vector<BackendInfo>& expected) {
+    ASSERT_EQ(listed.size(), expected.size());
+    for (std::size_t i = 0; i < listed.size(); ++i) {
+      EXPECT_EQ(listed[i].name, expected[i].name);
+      EXPECT_EQ(listed[i].reason, expected[i].verdict.reason);
+      EXPECT_EQ(listed[i].ok, expected[i].verdict.ok);
+      EXPECT_EQ(listed[i].on_request, expected[i].on_request);
+    }
+    listed.clear();
+  };
+  ASSERT_EQ(vidsparse_list_backends(nullptr, &problem_, visit, &listed), VIDSPARSE_OK);
+  expect_same_rows(backends(Device{}, &plan_->problem()));
+  ASSERT_EQ(vidsparse_list_cpu_isas(visit, &listed), VIDSPARSE_OK);
+  expect_same_rows(cpu_isas());
+}
+
+}  // namespace
+}  // namespace vidsparse
