@@ -47,12 +47,16 @@ void product_block(const Span* spans, int count, int nth, std::ptrdiff_t row, st
     const float* b = spans[s].b + panel * spans[s].panel + spans[s].first * width + column;
     const std::ptrdiff_t step = spans[s].step;
     const char* ahead = spans[s].ahead + nth * spans[s].depth * step;
-    for (int k = 0; k < spans[s].depth; ++k, ++a, b += width, ahead += step) {
+    // Rows are addressed from every third one: base, base + lda, base + 2 lda need no register more.
+    constexpr int kBases = (R + 2) / 3;
+    const float* bases[kBases];
+    for (int i = 0; i < kBases; ++i) bases[i] = a + 3 * i * lda;
+    for (int k = 0; k < spans[s].depth; ++k, b += width, ahead += step) {
       Vec::prefetch(ahead);
       Vec right[N];
       for (int n = 0; n < N; ++n) right[n] = Vec::load(b + n * Vec::kLanes);
       for (int r = 0; r < R; ++r) {
-        const Vec left = Vec::broadcast(a + r * lda);
+        const Vec left = Vec::broadcast(bases[r / 3] + r % 3 * lda + k);
         for (int n = 0; n < N; ++n) sum[r][n] = Step::step(left, right[n], sum[r][n]);
       }
     }
