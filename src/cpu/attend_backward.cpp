@@ -220,16 +220,16 @@ class AttendBackward {
       const int width = width_of(here, context_.query);
       const std::int64_t slot = context_.query.slot(tile) + first;
       const std::int64_t* tokens = scratch.tokens + first;
-      pack(q, tokens, here, width, space_.q_t + word_offset(at.index, slot),
-           space_.q + element_offset(at.index, slot));
-      pack(dout, tokens, here, width, space_.dout_t + word_offset(at.index, slot),
-           space_.dout + element_offset(at.index, slot));
       float* lse = space_.lse + at.index * context_.query.slots() + slot;
       float* deltas = space_.delta + at.index * context_.query.slots() + slot;
       for (int i = 0; i < width; ++i) {
         lse[i] = i < here ? lse_of(at, tokens[i]) : kInfinity;
-        deltas[i] = i < here ? delta[tokens[i]] : 0.0f;
+        deltas[i] = lse[i] == kInfinity ? 0.0f : delta[tokens[i]];
       }
+      pack(q, tokens, here, width, lse, space_.q_t + word_offset(at.index, slot),
+           space_.q + element_offset(at.index, slot));
+      pack(dout, tokens, here, width, lse, space_.dout_t + word_offset(at.index, slot),
+           space_.dout + element_offset(at.index, slot));
       std::memset(space_.dq_t + query_offset(at.index, slot), 0,
                   static_cast<std::size_t>(width * d_) * sizeof(float));
     }
@@ -242,11 +242,14 @@ class AttendBackward {
     return lse == -kInfinity ? kInfinity : lse;
   }
 
-  /// Both B operands of a fragment's rows.
+  /// Both B operands of a fragment's rows; zeros where lse is +inf.
   void pack(const HeadRows<const void*>& source, const std::int64_t* tokens, int count, int width,
-            std::uint32_t* transposed, std::uint32_t* straight) const {
+            const float* lse, std::uint32_t* transposed, std::uint32_t* straight) const {
     const void* rows[kFragment];
     source.collect(tokens, count, rows);
+    for (int i = 0; i < count; ++i) {
+      if (lse[i] == kInfinity) rows[i] = kZeroRow;
+    }
     if (context_.dtype() == DType::f32) {
       kernels_.transpose_words(rows, count, d_, transposed, width, width, d_);
       pack_rows_f32(rows, count, d_, reinterpret_cast<float*>(straight), width);

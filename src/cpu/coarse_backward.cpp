@@ -151,17 +151,18 @@ class CoarseBackward {
       scratch.delta[first + i] = 0.0f;
       if (i >= count) continue;
       const std::int64_t tile = first + i;
-      const float* gradient = row_of(dcoarse_, b, head, tile);
-      q[i] = row_of(pooled_.qc, b, head, tile);
-      dout[i] = gradient;
-      if (query_counts_.row(b)[tile] == 0) continue;
+      q[i] = kZeroRow;
+      dout[i] = kZeroRow;
       const float max =
           static_cast<const float*>(args_.coarse_max.data)[args_.coarse_max.offset(b, head, tile)];
       const float sum =
           static_cast<const float*>(args_.coarse_sum.data)[args_.coarse_sum.offset(b, head, tile)];
-      if (sum != 0.0f) {
-        scratch.lse[tile] = static_cast<float>(max + std::log(double{sum}));
-      }
+      // A tile without tokens or a row without weight gives no gradient, not even 0 * inf.
+      if (query_counts_.row(b)[tile] == 0 || sum == 0.0f) continue;
+      const float* gradient = row_of(dcoarse_, b, head, tile);
+      q[i] = row_of(pooled_.qc, b, head, tile);
+      dout[i] = gradient;
+      scratch.lse[tile] = static_cast<float>(max + std::log(double{sum}));
       scratch.delta[tile] = kernels_.dot(gradient, row_of(args_.oc, b, head, tile), d_);
     }
     const auto transposed = [&](const void* const* rows, float* out) {
@@ -207,7 +208,7 @@ class CoarseBackward {
                             scratch.dq_t + first * d_,
                             width_of(first),
                             static_cast<int>(std::min<std::int64_t>(kFragment, queries_ - first))};
-      pair_.add(q, keys, {}, scratch.pair);
+      pair_.add(&q, 1, keys, {}, {scratch.pair});
     }
     for (int row = 0; row < count; ++row) {
       float* dkc = row_of(gradients_.dkc, b, g, tiles[row]);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 
 #include "cpu/kernels.hpp"
 
@@ -20,7 +21,7 @@ struct QueryOperands {
   int valid;  ///< real queries
 };
 
-/// Memory that will be needed after this pair, fetched during its five products.
+/// Memory that will be needed soon, fetched during a product.
 struct Ahead {
   const void* data = nullptr;
   std::ptrdiff_t bytes = 0;
@@ -38,6 +39,8 @@ struct KeyOperands {
 };
 
 inline constexpr int kKeyRows = 256;  ///< most rows of a KeyOperands
+/// Fragments of queries that are multiplied at once: dK and dV stay in registers over all of them.
+inline constexpr int kBatch = 2;
 
 /// Memory of one pair.
 struct PairScratch {
@@ -62,37 +65,52 @@ class PairGradient {
         depth_(depth),
         scale_(scale) {}
 
-  void add(const QueryOperands& q, const KeyOperands& k, const Ahead (&ahead)[5],
-           const PairScratch& scratch) const {
+  /// `count` fragments of queries, at most kBatch, with one block of keys. The products take their
+  /// summands, and fetch `ahead`, in the order S and dP of each fragment, then dV, dK, dQ of all.
+  void add(const QueryOperands* q, int count, const KeyOperands& k,
+           const Ahead (&ahead)[5 * kBatch], const PairScratch (&scratch)[kBatch]) const {
+    const Ahead* fetch = ahead;
+    for (int i = 0; i < count; ++i, fetch += 2) probabilities(q[i], k, fetch, scratch[i]);
+    Term dv[kBatch];
+    Term dk[kBatch];
+    for (int i = 0; i < count; ++i, ++fetch) {
+      const int words = bf16_ ? q[i].width / 2 : q[i].width;
+      const PairScratch& pair = scratch[i];
+      const void* p = bf16_ ? static_cast<const void*>(pair.p) : pair.s;
+      const void* ds = bf16_ ? static_cast<const void*>(pair.ds) : pair.dp;
+      dv[i] = {p, q[i].dout, words, words, fetch->data, fetch->bytes};
+      dk[i] = {ds, q[i].q, words, words, fetch[count].data, fetch[count].bytes};
+    }
+    fetch += count;
+    product_({dv, count, k.dv, d_, k.rows, d_, true});
+    product_({dk, count, k.dk, d_, k.rows, d_, true});
+    const int words = bf16_ ? k.rows / 2 : k.rows;
+    for (int i = 0; i < count; ++i, ++fetch) {
+      const void* ds = bf16_ ? static_cast<const void*>(scratch[i].ds_pairs) : scratch[i].dp;
+      const Term dq{k.k_t, ds, words, words, fetch->data, fetch->bytes};
+      product_({&dq, 1, q[i].dq_t, q[i].width, d_, q[i].width, true});
+    }
+  }
+
+ private:
+  /// P^T and dS^T of one pair.
+  void probabilities(const QueryOperands& q, const KeyOperands& k, const Ahead* ahead,
+                     const PairScratch& scratch) const {
     const Term scores{k.k, q.q_t, depth_, depth_, ahead[0].data, ahead[0].bytes};
     product_({&scores, 1, scratch.s, q.width, k.rows, q.width, false});
     const Term values{k.v, q.dout_t, depth_, depth_, ahead[1].data, ahead[1].bytes};
     product_({&values, 1, scratch.dp, q.width, k.rows, q.width, false});
-
     // Infinite keys or values times the zeros of a column that is no query are NaN.
     for (int row = 0; row < k.rows && q.valid < q.width; ++row) {
       std::fill(scratch.s + row * q.width + q.valid, scratch.s + (row + 1) * q.width, 0.0f);
       std::fill(scratch.dp + row * q.width + q.valid, scratch.dp + (row + 1) * q.width, 0.0f);
     }
-    const int words = bf16_ ? q.width / 2 : q.width;
-    const GradientBlock block{scratch.s,  scratch.dp, q.width,         k.rows,  k.valid,
-                              q.width,    scale_,     q.lse,           q.delta, scratch.p,
-                              scratch.ds, words,      scratch.ds_pairs};
+    const GradientBlock block{scratch.s, scratch.dp,  q.width, k.rows,    k.valid,    q.width,
+                              scale_,    q.lse,       q.delta, scratch.p, scratch.ds, q.width / 2,
+                              scratch.ds_pairs};
     (bf16_ ? kernels_.gradient_bf16 : kernels_.gradient_f32)(block);
-    const void* p = bf16_ ? static_cast<const void*>(scratch.p) : scratch.s;
-    const void* ds = bf16_ ? static_cast<const void*>(scratch.ds) : scratch.dp;
-    const void* ds_b = bf16_ ? static_cast<const void*>(scratch.ds_pairs) : scratch.dp;
-
-    const Term dv{p, q.dout, words, words, ahead[2].data, ahead[2].bytes};
-    product_({&dv, 1, k.dv, d_, k.rows, d_, true});
-    const Term dk{ds, q.q, words, words, ahead[3].data, ahead[3].bytes};
-    product_({&dk, 1, k.dk, d_, k.rows, d_, true});
-    const int key_words = bf16_ ? k.rows / 2 : k.rows;
-    const Term dq{k.k_t, ds_b, key_words, key_words, ahead[4].data, ahead[4].bytes};
-    product_({&dq, 1, q.dq_t, q.width, d_, q.width, true});
   }
 
- private:
   const Kernels& kernels_;
   void (*product_)(const Product&);
   bool bf16_;

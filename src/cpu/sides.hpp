@@ -107,6 +107,10 @@ class HeadRows {
   std::int64_t stride_ = 0;
 };
 
+/// A row of zeros of any dtype: stands for a query that gives no gradient, whose own row may hold
+/// infinities.
+alignas(64) inline constexpr float kZeroRow[kMaxHeadDim] = {};
+
 /// B operand of fp32 rows in panels of 64 columns: [columns / 64][depth][width]; rows from `count`
 /// to `depth` are zero, as are null ones.
 void pack_rows_f32(const void* const* rows, int count, int columns, float* out, int depth);
