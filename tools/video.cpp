@@ -1,11 +1,11 @@
 #include "video.hpp"
 
 #include <algorithm>
-#include <charconv>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
 
+#include "frame_stream.hpp"
 #include "process.hpp"
 #include "refuse.hpp"
 
@@ -23,18 +23,6 @@ std::string last_line(const std::string& text) {
 
 std::string quoted(const std::string& path) { return "\"" + printable(path) + "\""; }
 
-/// "30000/1001" -> 29.97; what is no rate gives 25, as ffmpeg assumes for raw frames.
-double parse_rate(const std::string& text) {
-  double over = 0;
-  double under = 1;
-  const char* end = text.data() + text.size();
-  const auto [slash, error] = std::from_chars(text.data(), end, over);
-  if (error != std::errc()) return 25;
-  if (slash != end && *slash == '/') std::from_chars(slash + 1, end, under);
-  const double rate = under > 0 ? over / under : 0;
-  return rate > 0.01 && rate < 1000 ? rate : 25;
-}
-
 double probe_rate(const std::string& input) {
   std::string text;
   run_reading("ffprobe",
@@ -44,7 +32,7 @@ double probe_rate(const std::string& input) {
                 text.append(data, size);
                 return true;
               });
-  return parse_rate(text.substr(0, text.find_first_of("\r\n,")));
+  return parse_frame_rate(text.substr(0, text.find_first_of("\r\n,")));
 }
 
 }  // namespace
@@ -66,29 +54,20 @@ Clip read_video(const std::string& argument, const std::string& path, int width,
   }
   // "file:" keeps names such as "-x.mp4" and "concat:..." from being anything else.
   const std::string input = "file:" + path;
-  Clip clip;
-  clip.width = width;
-  clip.height = height;
-  clip.frames_per_second = probe_rate(input);
-
   // Frame numbers, not times: exact for every container. Frames before `first` are decoded and
   // dropped by the filter.
   const std::string size = std::to_string(width) + ":" + std::to_string(height);
   const std::string filter =
       "trim=start_frame=" + std::to_string(first) + ",setpts=PTS-STARTPTS,scale=" + size;
-  const std::size_t wanted = clip.frame_bytes() * static_cast<std::size_t>(frames);
+  FrameStream stream(width, height, frames);
   const ProcessResult result =
       run_reading("ffmpeg",
                   {"-v", "error", "-nostdin", "-i", input, "-map", "0:v:0", "-vf", filter, "-vsync",
                    "passthrough", "-frames:v", std::to_string(frames), "-f", "rawvideo", "-pix_fmt",
                    "rgb24", "-"},
-                  [&](const char* data, std::size_t count) {
-                    const std::size_t taken = std::min(count, wanted - clip.rgb.size());
-                    clip.rgb.insert(clip.rgb.end(), data, data + taken);
-                    return clip.rgb.size() < wanted;
-                  });
-  clip.frames = static_cast<int>(clip.rgb.size() / clip.frame_bytes());
-  clip.rgb.resize(clip.frame_bytes() * static_cast<std::size_t>(clip.frames));
+                  [&](const char* data, std::size_t count) { return stream.add(data, count); });
+  Clip clip = stream.finish();
+  clip.frames_per_second = probe_rate(input);
   if (clip.frames == 0) {
     refuse(argument, "a readable video with a frame " + std::to_string(first),
            quoted(path) + " (ffmpeg: " + last_line(result.error_text) + ")");
