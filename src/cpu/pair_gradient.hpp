@@ -105,9 +105,9 @@ class PairGradient {
       std::fill(scratch.s + row * q.width + q.valid, scratch.s + (row + 1) * q.width, 0.0f);
       std::fill(scratch.dp + row * q.width + q.valid, scratch.dp + (row + 1) * q.width, 0.0f);
     }
-    const GradientBlock block{scratch.s, scratch.dp,  q.width, k.rows,    k.valid,    q.width,
-                              scale_,    q.lse,       q.delta, scratch.p, scratch.ds, q.width / 2,
-                              scratch.ds_pairs};
+    const GradientBlock block{scratch.s,  scratch.dp,  q.width,         k.rows,  k.valid,
+                              q.width,    scale_,      q.lse,           q.delta, scratch.p,
+                              scratch.ds, q.width / 2, scratch.ds_pairs};
     (bf16_ ? kernels_.gradient_bf16 : kernels_.gradient_f32)(block);
   }
 
