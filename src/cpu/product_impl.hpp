@@ -47,7 +47,8 @@ void product_block(const Span* spans, int count, int nth, std::ptrdiff_t row, st
     const float* b = spans[s].b + panel * spans[s].panel + spans[s].first * width + column;
     const std::ptrdiff_t step = spans[s].step;
     const char* ahead = spans[s].ahead + nth * spans[s].depth * step;
-    // Rows are addressed from every third one: base, base + lda, base + 2 lda need no register more.
+    // Rows are addressed from every third one: base, base + lda, base + 2 lda need no register
+    // more.
     constexpr int kBases = (R + 2) / 3;
     const float* bases[kBases];
     for (int i = 0; i < kBases; ++i) bases[i] = a + 3 * i * lda;
