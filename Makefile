@@ -1,0 +1,81 @@
+# The entry points. Each target does its own set-up on a Debian 12-like machine.
+BUILD ?= build
+JOBS ?= $(shell nproc)
+CLIPS = $(BUILD)/clips
+COMMAND = $(BUILD)/release/tools/vidsparse
+CONFIGURE = cmake -G Ninja -S .
+SOURCES = $(shell git ls-files '*.cpp' '*.hpp' '*.h' '*.c')
+
+.PHONY: help demo test build format format-check tidy asan tsan fuzz bench-cpu clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
+
+demo: build  ## denoise a real clip by sparse attention and say where to look
+	@scripts/fetch_clips $(CLIPS)
+	@$(COMMAND) denoise $(CLIPS)/bigbuckbunny.mp4 -o $(BUILD)/demo/bigbuckbunny.mp4 \
+	  --inspect $(BUILD)/demo/selection
+	@echo "Look at $(BUILD)/demo/bigbuckbunny.mp4 and $(BUILD)/demo/selection/index.html"
+
+test: build  ## build everything and run every test
+	@scripts/fetch_clips $(CLIPS)
+	@cd $(BUILD)/release && VIDSPARSE_TEST_CLIPS=$(abspath $(CLIPS)) \
+	  ctest --output-on-failure -j $(JOBS)
+
+build:
+	@scripts/setup build
+	@$(CONFIGURE) -B $(BUILD)/release -DCMAKE_BUILD_TYPE=Release
+	@cmake --build $(BUILD)/release -j $(JOBS)
+
+format:  ## format all sources in place
+	@scripts/setup format
+	@clang-format -i $(SOURCES)
+
+format-check:  ## fail if a source is not formatted
+	@scripts/setup format
+	@clang-format --dry-run --Werror $(SOURCES)
+
+tidy: build  ## clang-tidy over the library
+	@scripts/setup tidy
+	@$(CONFIGURE) -B $(BUILD)/release -DCMAKE_EXPORT_COMPILE_COMMANDS=ON
+	@clang-tidy -quiet -p $(BUILD)/release $(filter src/core/%.cpp src/reference/%.cpp \
+	  src/c/%.cpp,$(SOURCES))
+
+asan:  ## the tests under the address and undefined-behaviour sanitizers
+	@scripts/setup build
+	@$(CONFIGURE) -B $(BUILD)/asan -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  -DVIDSPARSE_SANITIZE=address,undefined -DVIDSPARSE_BUILD_BENCH=OFF
+	@cmake --build $(BUILD)/asan -j $(JOBS)
+	@cd $(BUILD)/asan && VIDSPARSE_TEST_PROBLEMS=$${VIDSPARSE_TEST_PROBLEMS:-40} \
+	  ctest --output-on-failure -j $(JOBS) -E 'DiskFull'
+
+tsan:  ## the tests of the parallel parts under the thread sanitizer
+	@scripts/setup build
+	@$(CONFIGURE) -B $(BUILD)/tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  -DVIDSPARSE_SANITIZE=thread -DVIDSPARSE_BUILD_BENCH=OFF -DVIDSPARSE_BUILD_TOOLS=OFF
+	@cmake --build $(BUILD)/tsan -j $(JOBS) --target backend_parallel_test
+	@cd $(BUILD)/tsan && VIDSPARSE_TEST_PROBLEMS=$${VIDSPARSE_TEST_PROBLEMS:-20} \
+	  ctest --output-on-failure -L parallel
+
+FUZZ_SECONDS ?= 20
+fuzz:  ## every parser of a file for FUZZ_SECONDS each
+	@scripts/setup build fuzz
+	@CC=clang CXX=clang++ $(CONFIGURE) -B $(BUILD)/fuzz -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  -DVIDSPARSE_SANITIZE=address,undefined -DVIDSPARSE_BUILD_FUZZERS=ON \
+	  -DVIDSPARSE_BUILD_TESTS=OFF -DVIDSPARSE_BUILD_BENCH=OFF
+	@cmake --build $(BUILD)/fuzz -j $(JOBS)
+	@set -e; for fuzzer in $(BUILD)/fuzz/tests/fuzz/fuzz_*; do \
+	  [ -x $$fuzzer ] && [ -f $$fuzzer ] || continue; \
+	  echo "$$fuzzer"; mkdir -p $$fuzzer.corpus; \
+	  $$fuzzer -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -rss_limit_mb=4096 \
+	    -verbosity=0 -print_final_stats=1 $$fuzzer.corpus; done
+
+VENV = $(BUILD)/venv
+bench-cpu: build  ## our CPU kernels beside torch's, in one process (installs torch, 3 GB)
+	@scripts/setup bench
+	@test -x $(VENV)/bin/python || python3 -m venv $(VENV)
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -r bench/requirements.txt
+	@$(VENV)/bin/python bench/bench_cpu.py --library $(BUILD)/release/libvidsparse.so
+
+clean:
+	rm -rf $(BUILD)
