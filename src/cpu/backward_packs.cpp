@@ -114,16 +114,16 @@ void BackwardPacks::pack_queries(const PackedHead& at, std::int64_t tile,
     const int width = width_of(here, context_.query);
     const std::int64_t slot = context_.query.slot(tile) + first;
     const std::int64_t* tokens = scratch.tokens + first;
-    pack(q, tokens, here, width, q_t_ + word_offset(at.index, slot),
-         q_ + element_offset(at.index, slot));
-    pack(dout, tokens, here, width, dout_t_ + word_offset(at.index, slot),
-         dout_ + element_offset(at.index, slot));
     float* lse = lse_ + at.index * context_.query.slots() + slot;
     float* deltas = delta_ + at.index * context_.query.slots() + slot;
     for (int i = 0; i < width; ++i) {
       lse[i] = i < here ? lse_of(at, tokens[i]) : kInfinity;
-      deltas[i] = i < here ? delta[tokens[i]] : 0.0f;
+      deltas[i] = lse[i] == kInfinity ? 0.0f : delta[tokens[i]];
     }
+    pack(q, tokens, here, width, lse, q_t_ + word_offset(at.index, slot),
+         q_ + element_offset(at.index, slot));
+    pack(dout, tokens, here, width, lse, dout_t_ + word_offset(at.index, slot),
+         dout_ + element_offset(at.index, slot));
     std::memset(dq_t_ + query_offset(at.index, slot), 0,
                 static_cast<std::size_t>(width * d_) * sizeof(float));
   }
@@ -136,11 +136,15 @@ float BackwardPacks::lse_of(const PackedHead& at, std::int64_t token) const {
   return lse == -kInfinity ? kInfinity : lse;
 }
 
-/// Both B operands of a fragment's rows.
+/// Both B operands of a fragment's rows; zeros where lse is +inf.
 void BackwardPacks::pack(const HeadRows<const void*>& source, const std::int64_t* tokens, int count,
-                         int width, std::uint32_t* transposed, std::uint32_t* straight) const {
+                         int width, const float* lse, std::uint32_t* transposed,
+                         std::uint32_t* straight) const {
   const void* rows[kFragment];
   source.collect(tokens, count, rows);
+  for (int i = 0; i < count; ++i) {
+    if (lse[i] == kInfinity) rows[i] = kZeroRow;
+  }
   if (context_.dtype() == DType::f32) {
     kernels_.transpose_words(rows, count, d_, transposed, width, width, d_);
     pack_rows_f32(rows, count, d_, reinterpret_cast<float*>(straight), width);

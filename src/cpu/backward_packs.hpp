@@ -87,7 +87,7 @@ class BackwardPacks {
   }
   float lse_of(const PackedHead& at, std::int64_t token) const;
   void pack(const HeadRows<const void*>& source, const std::int64_t* tokens, int count, int width,
-            std::uint32_t* transposed, std::uint32_t* straight) const;
+            const float* lse, std::uint32_t* transposed, std::uint32_t* straight) const;
   void load_rows(const HeadRows<const void*>& source, const std::int64_t* tokens, int valid,
                  int rows, std::uint32_t* out) const;
   void transpose_keys(int rows, const BackwardScratch& scratch) const;

@@ -89,10 +89,19 @@ class PairGradient {
       const void* ds = bf16_ ? static_cast<const void*>(scratch[i].ds_pairs) : scratch[i].dp;
       const Term dq{k.k_t, ds, words, words, fetch->data, fetch->bytes};
       product_({&dq, 1, q[i].dq_t, q[i].width, d_, q[i].width, true});
+      clear_dead(q[i], q[i].dq_t, d_);
     }
   }
 
  private:
+  /// Zeros in the columns of queries that give no gradient: infinite keys would make 0 * inf of it.
+  static void clear_dead(const QueryOperands& q, float* matrix, int rows) {
+    for (int column = 0; column < q.valid; ++column) {
+      if (q.lse[column] != std::numeric_limits<float>::infinity()) continue;
+      for (int row = 0; row < rows; ++row) matrix[row * q.width + column] = 0.0f;
+    }
+  }
+
   /// P^T and dS^T of one pair.
   void probabilities(const QueryOperands& q, const KeyOperands& k, const Ahead* ahead,
                      const PairScratch& scratch) const {
@@ -105,6 +114,8 @@ class PairGradient {
       std::fill(scratch.s + row * q.width + q.valid, scratch.s + (row + 1) * q.width, 0.0f);
       std::fill(scratch.dp + row * q.width + q.valid, scratch.dp + (row + 1) * q.width, 0.0f);
     }
+    clear_dead(q, scratch.s, k.rows);
+    clear_dead(q, scratch.dp, k.rows);
     const GradientBlock block{scratch.s,  scratch.dp,  q.width,         k.rows,  k.valid,
                               q.width,    scale_,      q.lse,           q.delta, scratch.p,
                               scratch.ds, q.width / 2, scratch.ds_pairs};
