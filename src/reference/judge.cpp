@@ -192,6 +192,7 @@ Report judge_tensor(const std::string& name, const TensorView& actual, const Ten
   Report largest;
   largest.what = name + ": maximum error";
   largest.bound = 2 * yardstick.largest + ulp(magnitude.largest, actual.dtype);
+  largest.bound_by_plain = true;
   largest.worst = ours.largest;
   largest.ok = largest.worst <= largest.bound;
   largest.where = place(walk, ours.index, walk.at(exact, ours.index), walk.at(actual, ours.index));
@@ -200,6 +201,7 @@ Report judge_tensor(const std::string& name, const TensorView& actual, const Ten
   rms.what = name + ": RMS error";
   // Where plain arithmetic happens to be exact it sets no measure: half an ulp then does.
   rms.bound = std::max(1.5 * yardstick.rms, ulp(magnitude.rms, actual.dtype) / 2);
+  rms.bound_by_plain = true;
   rms.worst = ours.rms;
   rms.ok = rms.worst <= rms.bound;
   rms.where = largest.where;

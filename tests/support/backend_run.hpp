@@ -43,7 +43,8 @@ struct Results {
 /// workspace of exactly the bytes it asks for.
 void run(const RandomProblem& problem, const Target& target, int threads, Results& results);
 
-/// Holds the results of a run against the reference's.
+/// Holds the results of a run against the reference's, as the spec says; on fewer than 64 rows the
+/// bounds that plain's error sets are doubled.
 std::vector<reference::Report> judge(const RandomProblem& problem, Results& results);
 
 }  // namespace vidsparse::testing
