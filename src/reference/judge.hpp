@@ -13,8 +13,10 @@ struct Report {
   std::string what;  ///< "out: maximum error"
   double bound = 0;  ///< what is allowed
   double worst = 0;  ///< what was found; above `bound` when not ok
-  std::string
-      where;  ///< the worst coordinate with both values, "[0, 12, 3, 64]: expected 1, got 2"
+  /// The bound is a multiple of plain's error.
+  bool bound_by_plain = false;
+  /// The worst coordinate with both values, "[0, 12, 3, 64]: expected 1, got 2".
+  std::string where;
 
   /// One line.
   std::string to_string() const;

@@ -44,7 +44,7 @@ struct Results {
 void run(const RandomProblem& problem, const Target& target, int threads, Results& results);
 
 /// Holds the results of a run against the reference's, as the spec says; on fewer than 64 rows the
-/// bounds that plain's error sets are doubled.
+/// bounds that plain's error sets are widened.
 std::vector<reference::Report> judge(const RandomProblem& problem, Results& results);
 
 }  // namespace vidsparse::testing
