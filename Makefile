@@ -68,7 +68,7 @@ fuzz:  ## every parser of a file for FUZZ_SECONDS each
 	  [ -x $$fuzzer ] && [ -f $$fuzzer ] || continue; \
 	  echo "$$fuzzer"; mkdir -p $$fuzzer.corpus; \
 	  $$fuzzer -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -rss_limit_mb=4096 \
-	    -verbosity=0 -print_final_stats=1 $$fuzzer.corpus; done
+	    -close_fd_mask=3 -verbosity=0 -print_final_stats=1 $$fuzzer.corpus; done
 
 VENV = $(BUILD)/venv
 bench-cpu: build  ## our CPU kernels beside torch's, in one process (installs torch, 3 GB)
