@@ -102,7 +102,7 @@ class PairWindow {
     }
     Ahead ahead[5 * kBatch];
     std::copy_n(order, std::min(count, 5 * batch), ahead);
-    gradient_.add(q, batch, keys_, ahead, scratch_.pair);
+    gradient_.add(q, batch, keys_, ahead, scratch_.pairs);
   }
 
   /// Replaces the 16-bit packs by fp32 copies.
@@ -216,10 +216,8 @@ class AttendBackward {
             const PairWindow::Block& keys) const {
     const std::int64_t count = packs_.query_count(at.batch, tile);
     for (std::int64_t token = 0; token < count; token += kFragment) {
-      QueryOperands q = packs_.queries(at.index, tile, token);
-      q.valid = static_cast<int>(std::min<std::int64_t>(kFragment, count - token));
-      q.width = static_cast<int>(round_up(q.valid, context_.query.multiple()));
-      window.push(q, keys);
+      const int valid = static_cast<int>(std::min<std::int64_t>(kFragment, count - token));
+      window.push(packs_.queries(at.index, tile, token, valid), keys);
     }
   }
 

@@ -9,7 +9,7 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr double kPackBytes = 128e6;        ///< of packs and fp32 gradients, beyond one key head
-constexpr std::int64_t kTilesOfChunk = 32;  ///< fewer would load keys for too few pairs
+constexpr std::int64_t kTilesOfChunk = 64;  ///< fewer would load keys for too few pairs
 constexpr std::int64_t kMostChunks = 16;
 constexpr std::int64_t kUnitsOfRound = 32;  ///< enough for the threads of a socket
 
@@ -38,26 +38,19 @@ BackwardPacks::BackwardPacks(core::Arena& arena, const Context& context, const B
   const std::int64_t tiles = std::min(context.query.tiles(), context.key.tiles());
   chunks_ = std::clamp<std::int64_t>(tiles / kTilesOfChunk, 1, kMostChunks);
 
-  const std::int64_t words = context.query.slots() * words_;
-  const std::int64_t elements = element_offset(1, 0);
-  const std::int64_t gradient = context.query.slots() * d_;
+  slot_words_ = 2 * words_ + 2 * d_ * static_cast<std::int64_t>(context.element()) / 4 + d_;
+  const std::int64_t words = context.query.slots() * slot_words_;
   const std::int64_t key_gradient = context.key.slots() * d_;
-  const double bytes =
-      4.0 * static_cast<double>(context.group() * (2 * words + 2 * elements + gradient) +
-                                2 * key_gradient);
+  const double bytes = 4.0 * static_cast<double>(context.group() * words + 2 * key_gradient);
   const std::int64_t fitting = bytes > 0 ? static_cast<std::int64_t>(kPackBytes / bytes) : 1;
   const std::int64_t wanted = (kUnitsOfRound + chunks_ - 1) / chunks_;
   packed_heads_ = std::clamp<std::int64_t>(std::min(fitting, wanted), 1,
                                            std::max<std::int64_t>(1, batch * context.key_heads()));
 
   const std::int64_t heads = packed_heads_ * context.group();
-  q_t_ = arena.take<std::uint32_t>(heads * words);
-  dout_t_ = arena.take<std::uint32_t>(heads * words);
-  q_ = arena.take<std::uint32_t>(heads * elements);
-  dout_ = arena.take<std::uint32_t>(heads * elements);
+  queries_ = arena.take<std::uint32_t>(heads * words);
   lse_ = arena.take<float>(heads * context.query.slots());
   delta_ = arena.take<float>(heads * context.query.slots());
-  dq_t_ = arena.take<float>(heads * gradient);
   dk_ = arena.take<float>(packed_heads_ * key_gradient);
   dv_ = arena.take<float>(packed_heads_ * key_gradient);
   rounds_ = arena.take<std::int32_t>(packed_heads_ * chunks_);
@@ -75,17 +68,8 @@ BackwardScratch BackwardPacks::lay_out_scratch(core::Arena& arena) const {
   const std::int64_t depth = std::max(d_, words_);
   BackwardScratch scratch;
   scratch.tokens = arena.take<std::int64_t>(context_.slots_of_tile());
-  scratch.k = arena.take<std::uint32_t>(kKeyRows * depth);
-  scratch.v = arena.take<std::uint32_t>(kKeyRows * depth);
-  scratch.k_t = arena.take<std::uint32_t>(kKeyRows * depth);
-  for (PairScratch& pair : scratch.pair) {
-    pair.s = arena.take<float>(kKeyRows * kFragment);
-    pair.dp = arena.take<float>(kKeyRows * kFragment);
-    const std::int64_t halves = context_.dot_bf16() ? kKeyRows * kFragment : 0;
-    pair.p = arena.take<std::uint16_t>(halves);
-    pair.ds = arena.take<std::uint16_t>(halves);
-    pair.ds_pairs = arena.take<std::uint32_t>(halves / 2);
-  }
+  scratch.keys = arena.take<std::uint32_t>(3 * kKeyRows * depth);
+  scratch.pairs = arena.take<std::byte>(PairGradient::scratch_bytes(context_.dot_bf16()));
   scratch.expanded = arena.take<float>((context_.expands() ? 4 * kBatch : 1) * kFragment * d_);
   return scratch;
 }
@@ -112,20 +96,17 @@ void BackwardPacks::pack_queries(const PackedHead& at, std::int64_t tile,
   for (std::int64_t first = 0; first < count; first += kFragment) {
     const int here = static_cast<int>(std::min<std::int64_t>(kFragment, count - first));
     const int width = width_of(here, context_.query);
-    const std::int64_t slot = context_.query.slot(tile) + first;
     const std::int64_t* tokens = scratch.tokens + first;
-    float* lse = lse_ + at.index * context_.query.slots() + slot;
-    float* deltas = delta_ + at.index * context_.query.slots() + slot;
+    const QueryOperands to = queries(at.index, tile, first, here);
+    auto* lse = const_cast<float*>(to.lse);
+    auto* deltas = const_cast<float*>(to.delta);
     for (int i = 0; i < width; ++i) {
       lse[i] = i < here ? lse_of(at, tokens[i]) : kInfinity;
-      deltas[i] = lse[i] == kInfinity ? 0.0f : delta[tokens[i]];
+      deltas[i] = i < here ? delta[tokens[i]] : 0.0f;
     }
-    pack(q, tokens, here, width, lse, q_t_ + word_offset(at.index, slot),
-         q_ + element_offset(at.index, slot));
-    pack(dout, tokens, here, width, lse, dout_t_ + word_offset(at.index, slot),
-         dout_ + element_offset(at.index, slot));
-    std::memset(dq_t_ + query_offset(at.index, slot), 0,
-                static_cast<std::size_t>(width * d_) * sizeof(float));
+    pack(q, tokens, here, width, lse, to.q_t, to.q);
+    pack(dout, tokens, here, width, lse, to.dout_t, to.dout);
+    std::memset(to.dq_t, 0, static_cast<std::size_t>(width * d_) * sizeof(float));
   }
 }
 
@@ -138,8 +119,10 @@ float BackwardPacks::lse_of(const PackedHead& at, std::int64_t token) const {
 
 /// Both B operands of a fragment's rows; zeros where lse is +inf.
 void BackwardPacks::pack(const HeadRows<const void*>& source, const std::int64_t* tokens, int count,
-                         int width, const float* lse, std::uint32_t* transposed,
-                         std::uint32_t* straight) const {
+                         int width, const float* lse, const void* transposed_pack,
+                         const void* straight_pack) const {
+  auto* transposed = static_cast<std::uint32_t*>(const_cast<void*>(transposed_pack));
+  auto* straight = static_cast<std::uint32_t*>(const_cast<void*>(straight_pack));
   const void* rows[kFragment];
   source.collect(tokens, count, rows);
   for (int i = 0; i < count; ++i) {
@@ -161,17 +144,26 @@ void BackwardPacks::clear_keys(std::int64_t index, std::int64_t tile) const {
   std::fill(dv_ + begin, dv_ + end, 0.0f);
 }
 
-QueryOperands BackwardPacks::queries(std::int64_t index, std::int64_t tile,
-                                     std::int64_t first) const {
+QueryOperands BackwardPacks::queries(std::int64_t index, std::int64_t tile, std::int64_t first,
+                                     int valid) const {
   const std::int64_t slot = context_.query.slot(tile) + first;
   QueryOperands q{};
-  q.q_t = q_t_ + word_offset(index, slot);
-  q.dout_t = dout_t_ + word_offset(index, slot);
-  q.q = q_ + element_offset(index, slot);
-  q.dout = dout_ + element_offset(index, slot);
+  q.valid = valid;
+  q.width = width_of(valid, context_.query);
+  std::uint32_t* next = queries_ + query_offset(index, slot);
+  const auto take = [&](std::int64_t words_of_token) {
+    std::uint32_t* piece = next;
+    next += q.width * words_of_token;
+    return piece;
+  };
+  const std::int64_t plain = d_ * static_cast<std::int64_t>(context_.element()) / 4;
+  q.q_t = take(words_);
+  q.dout_t = take(words_);
+  q.dout = take(plain);
+  q.q = take(plain);
+  q.dq_t = reinterpret_cast<float*>(take(d_));
   q.lse = lse_ + index * context_.query.slots() + slot;
   q.delta = delta_ + index * context_.query.slots() + slot;
-  q.dq_t = dq_t_ + query_offset(index, slot);
   return q;
 }
 
@@ -184,11 +176,15 @@ KeyOperands BackwardPacks::load_keys(std::int64_t pair, std::int64_t index, std:
   const int rows = width_of(count, context_.key);
   context_.key.gather(tile, begin + count, scratch.tokens);
   const std::int64_t* tokens = scratch.tokens + begin;
-  load_rows(HeadRows<const void*>(args_.k, b, g), tokens, valid, rows, scratch.k);
-  load_rows(HeadRows<const void*>(args_.v, b, g), tokens, valid, rows, scratch.v);
-  transpose_keys(rows, scratch);
+  std::uint32_t* k = scratch.keys;
+  std::uint32_t* v = k + static_cast<std::ptrdiff_t>(rows) * depth_;
+  std::uint32_t* k_t = v + static_cast<std::ptrdiff_t>(rows) * depth_;
+  load_rows(HeadRows<const void*>(args_.k, b, g), tokens, valid, rows, k);
+  load_rows(HeadRows<const void*>(args_.v, b, g), tokens, valid, rows, v);
   const std::int64_t offset = key_offset(index, context_.key.slot(tile) + begin);
-  return {scratch.k, scratch.v, scratch.k_t, dk_ + offset, dv_ + offset, rows, valid};
+  const KeyOperands keys{k, v, k_t, dk_ + offset, dv_ + offset, rows, valid};
+  transpose_keys(keys, k_t, scratch);
+  return keys;
 }
 
 /// A operand: rows of words, zero past the valid ones.
@@ -207,11 +203,15 @@ void BackwardPacks::load_rows(const HeadRows<const void*>& source, const std::in
             out + static_cast<std::ptrdiff_t>(rows) * depth_, 0U);
 }
 
-void BackwardPacks::transpose_keys(int rows, const BackwardScratch& scratch) const {
+void BackwardPacks::transpose_keys(const KeyOperands& keys, std::uint32_t* out,
+                                   const BackwardScratch& scratch) const {
+  const int rows = keys.rows;
   const void* pointers[kKeyRows];
-  for (int row = 0; row < rows; ++row) pointers[row] = scratch.k + row * depth_;
+  for (int row = 0; row < rows; ++row) {
+    pointers[row] = static_cast<const std::uint32_t*>(keys.k) + row * depth_;
+  }
   if (!context_.dot_bf16()) {
-    kernels_.transpose_words(pointers, rows, d_, scratch.k_t, rows, rows, d_);
+    kernels_.transpose_words(pointers, rows, d_, out, rows, rows, d_);
     return;
   }
   // Pairs of keys are words: interleave two rows, then transpose words.
@@ -223,7 +223,7 @@ void BackwardPacks::transpose_keys(int rows, const BackwardScratch& scratch) con
       const int width = std::min(kPanel, d_ - column);
       const void* words[kFragment / 2];
       for (int i = 0; i < here / 2; ++i) words[i] = pairs + column * here / 2 + i * width;
-      kernels_.transpose_words(words, here / 2, width, scratch.k_t + column * rows / 2 + first / 2,
+      kernels_.transpose_words(words, here / 2, width, out + column * rows / 2 + first / 2,
                                rows / 2, here / 2, width);
     }
   }
@@ -239,7 +239,7 @@ void BackwardPacks::finish_queries(const PackedHead& at, std::int64_t tile,
   for (std::int64_t first = 0; first < count; first += kFragment) {
     const int here = static_cast<int>(std::min<std::int64_t>(kFragment, count - first));
     const int width = width_of(here, context_.query);
-    const float* dq_t = dq_t_ + query_offset(at.index, context_.query.slot(tile) + first);
+    const float* dq_t = queries(at.index, tile, first, here).dq_t;
     const void* rows[kMaxHeadDim];
     for (int i = 0; i < d_; ++i) rows[i] = dq_t + i * width;
     kernels_.transpose_words(rows, d_, width, reinterpret_cast<std::uint32_t*>(scratch.expanded),

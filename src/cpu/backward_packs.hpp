@@ -12,10 +12,8 @@ namespace vidsparse::cpu {
 /// A worker's memory.
 struct BackwardScratch {
   std::int64_t* tokens;  ///< of a tile
-  std::uint32_t* k;      ///< A operand [kKeyRows][depth]
-  std::uint32_t* v;      ///< likewise
-  std::uint32_t* k_t;    ///< A operand [D][kKeyRows]
-  PairScratch pair[kBatch];
+  std::uint32_t* keys;   ///< A operands K [rows][depth], V [rows][depth], K^T [D][rows in words]
+  std::byte* pairs;      ///< of PairGradient
   /// Q^T, dO^T, Q, dO of a batch of fragments in fp32; rows of a finished dQ; pairs of rows on
   /// their way to K^T.
   float* expanded;
@@ -55,7 +53,7 @@ class BackwardPacks {
   void pack_queries(const PackedHead& at, std::int64_t tile, const BackwardScratch& scratch) const;
   void clear_keys(std::int64_t index, std::int64_t tile) const;
   /// A fragment of queries as it was packed: 16-bit words where `Context::expands()`.
-  QueryOperands queries(std::int64_t index, std::int64_t tile, std::int64_t first) const;
+  QueryOperands queries(std::int64_t index, std::int64_t tile, std::int64_t first, int valid) const;
   /// Tokens begin..begin + count - 1 of a key tile of pair (batch, key head) `pair`.
   KeyOperands load_keys(std::int64_t pair, std::int64_t index, std::int64_t tile,
                         std::int64_t begin, std::int64_t count,
@@ -71,26 +69,21 @@ class BackwardPacks {
   int width_of(std::int64_t count, const Side& side) const {
     return static_cast<int>(round_up(count, side.multiple()));
   }
-  /// Words before a slot in packs of row_words and in packs of D elements; floats before it in dQ
-  /// and in dK.
-  std::int64_t word_offset(std::int64_t index, std::int64_t slot) const {
-    return (index * context_.query.slots() + slot) * words_;
-  }
-  std::int64_t element_offset(std::int64_t index, std::int64_t slot) const {
-    return query_offset(index, slot) * static_cast<std::int64_t>(context_.element()) / 4;
-  }
+  /// A fragment's place in `queries_`, in words. What belongs to a fragment lies together, for the
+  /// sake of cache sets (arrays of a power of two apart would share them) and of prefetching.
   std::int64_t query_offset(std::int64_t index, std::int64_t slot) const {
-    return (index * context_.query.slots() + slot) * d_;
+    return (index * context_.query.slots() + slot) * slot_words_;
   }
   std::int64_t key_offset(std::int64_t index, std::int64_t slot) const {
     return (index * context_.key.slots() + slot) * d_;
   }
   float lse_of(const PackedHead& at, std::int64_t token) const;
   void pack(const HeadRows<const void*>& source, const std::int64_t* tokens, int count, int width,
-            const float* lse, std::uint32_t* transposed, std::uint32_t* straight) const;
+            const float* lse, const void* transposed_pack, const void* straight_pack) const;
   void load_rows(const HeadRows<const void*>& source, const std::int64_t* tokens, int valid,
                  int rows, std::uint32_t* out) const;
-  void transpose_keys(int rows, const BackwardScratch& scratch) const;
+  void transpose_keys(const KeyOperands& keys, std::uint32_t* out,
+                      const BackwardScratch& scratch) const;
   void finish(const float* acc, float factor, const float* coarse, std::int64_t count,
               std::int64_t rows, const std::int64_t* tokens, const HeadRows<void*>& out) const;
   void clear(const HeadRows<void*>& out, const std::int64_t* tokens, std::int64_t count) const;
@@ -110,14 +103,13 @@ class BackwardPacks {
   std::int32_t* key_count_words_;
   Counts query_counts_;
   Counts key_counts_;
-  // Per packed query head; words are pairs of elements for 16-bit types.
-  std::uint32_t* q_t_;     ///< Q^T, fragment by fragment [row_words][width]
-  std::uint32_t* dout_t_;  ///< dO^T
-  std::uint32_t* q_;       ///< Q [width in words][D]
-  std::uint32_t* dout_;    ///< dO
-  float* lse_;             ///< [slots]
-  float* delta_;           ///< [slots]
-  float* dq_t_;            ///< dQ^T [D][width]
+  // Per packed query head.
+  /// Fragment by fragment Q^T [row_words][width], dO^T, dO [width in words][D], Q, and in fp32
+  /// dQ^T [D][width]. Words are pairs of elements for 16-bit types.
+  std::uint32_t* queries_;
+  std::int64_t slot_words_;  ///< of all that, for a token
+  float* lse_;               ///< [slots]
+  float* delta_;             ///< [slots]
   // Per packed key head.
   float* dk_;  ///< [slots][D]
   float* dv_;  ///< [slots][D]

@@ -17,20 +17,20 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-struct Scratch {  // per worker; slots = query tiles rounded up to 16
-  float* q_t;     ///< [slots / 64][D][64]
-  float* dout_t;  ///< likewise
-  float* q;       ///< [slots / 64] fragments, each a B operand [64][D]
-  float* dout;    ///< likewise
-  float* lse;     ///< [slots]
-  float* delta;   ///< [slots]
-  float* dq_t;    ///< [slots / 64][D][64]
-  float* k;       ///< [64][D]
-  float* v;       ///< [64][D]
-  float* k_t;     ///< [D][64]
-  float* dk;      ///< [64][D]
-  float* dv;      ///< [64][D]
-  PairScratch pair;
+struct Scratch {        // per worker; slots = query tiles rounded up to 16
+  float* q_t;           ///< [slots / 64][D][64]
+  float* dout_t;        ///< likewise
+  float* q;             ///< [slots / 64] fragments, each a B operand [64][D]
+  float* dout;          ///< likewise
+  float* lse;           ///< [slots]
+  float* delta;         ///< [slots]
+  float* dq_t;          ///< [slots / 64][D][64]
+  float* k;             ///< [64][D]
+  float* v;             ///< [64][D]
+  float* k_t;           ///< [D][64]
+  float* dk;            ///< [64][D]
+  float* dv;            ///< [64][D]
+  std::byte* pairs;     ///< of PairGradient
   std::int32_t* tiles;  ///< non-empty key tiles
 };
 
@@ -57,9 +57,7 @@ Scratch lay_out_scratch(core::Arena& arena, const Context& context) {
   scratch.k_t = arena.take<float>(kFragment * d);
   scratch.dk = arena.take<float>(kFragment * d);
   scratch.dv = arena.take<float>(kFragment * d);
-  scratch.pair = {};
-  scratch.pair.s = arena.take<float>(kFragment * kFragment);
-  scratch.pair.dp = arena.take<float>(kFragment * kFragment);
+  scratch.pairs = arena.take<std::byte>(PairGradient::scratch_bytes(false, kFragment));
   scratch.tiles = arena.take<std::int32_t>(context.key.tiles());
   return scratch;
 }
@@ -208,7 +206,7 @@ class CoarseBackward {
                             scratch.dq_t + first * d_,
                             width_of(first),
                             static_cast<int>(std::min<std::int64_t>(kFragment, queries_ - first))};
-      pair_.add(&q, 1, keys, {}, {scratch.pair});
+      pair_.add(&q, 1, keys, {}, scratch.pairs);
     }
     for (int row = 0; row < count; ++row) {
       float* dkc = row_of(gradients_.dkc, b, g, tiles[row]);

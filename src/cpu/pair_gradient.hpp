@@ -42,15 +42,6 @@ inline constexpr int kKeyRows = 256;  ///< most rows of a KeyOperands
 /// Fragments of queries that are multiplied at once: dK and dV stay in registers over all of them.
 inline constexpr int kBatch = 2;
 
-/// Memory of one pair.
-struct PairScratch {
-  float* s;                 ///< [kKeyRows][64]
-  float* dp;                ///< [kKeyRows][64]
-  std::uint16_t* p;         ///< [kKeyRows][64], bf16 products only, as the next two
-  std::uint16_t* ds;        ///< [kKeyRows][64]
-  std::uint32_t* ds_pairs;  ///< [kKeyRows / 2][64]
-};
-
 /// The five products of a pair of fragments, all with keys as rows so that none of them needs a
 /// transposition:
 ///   S^T = K Q^T, dP^T = V dO^T, dV += P^T dO, dK += dS^T Q, dQ^T += K^T dS^T.
@@ -65,11 +56,21 @@ class PairGradient {
         depth_(depth),
         scale_(scale) {}
 
+  /// Memory a worker lends `add`.
+  static std::int64_t scratch_bytes(bool bf16, int rows = kKeyRows) {
+    core::Arena arena(nullptr);
+    for (int i = 0; i < kBatch; ++i) lay_out_pair(arena, rows, bf16);
+    return static_cast<std::int64_t>(arena.used());
+  }
+
   /// `count` fragments of queries, at most kBatch, with one block of keys. The products take their
   /// summands, and fetch `ahead`, in the order S and dP of each fragment, then dV, dK, dQ of all.
   void add(const QueryOperands* q, int count, const KeyOperands& k,
-           const Ahead (&ahead)[5 * kBatch], const PairScratch (&scratch)[kBatch]) const {
+           const Ahead (&ahead)[5 * kBatch], std::byte* scratch_memory) const {
     const Ahead* fetch = ahead;
+    core::Arena arena(scratch_memory);
+    PairScratch scratch[kBatch];
+    for (PairScratch& pair : scratch) pair = lay_out_pair(arena, k.rows, bf16_);
     for (int i = 0; i < count; ++i, fetch += 2) probabilities(q[i], k, fetch, scratch[i]);
     Term dv[kBatch];
     Term dk[kBatch];
@@ -94,6 +95,25 @@ class PairGradient {
   }
 
  private:
+  struct PairScratch {        // of one pair; one after the other, as full as the keys are
+    float* s;                 ///< [rows][64]
+    float* dp;                ///< [rows][64]
+    std::uint16_t* p;         ///< [rows][64], bf16 products only, as the next two
+    std::uint16_t* ds;        ///< [rows][64]
+    std::uint32_t* ds_pairs;  ///< [rows / 2][64]
+  };
+
+  static PairScratch lay_out_pair(core::Arena& arena, int rows, bool bf16) {
+    PairScratch pair;
+    pair.s = arena.take<float>(rows * kFragment);
+    pair.dp = arena.take<float>(rows * kFragment);
+    const int halves = bf16 ? rows * kFragment : 0;
+    pair.p = arena.take<std::uint16_t>(halves);
+    pair.ds = arena.take<std::uint16_t>(halves);
+    pair.ds_pairs = arena.take<std::uint32_t>(halves / 2);
+    return pair;
+  }
+
   /// Zeros in the columns of queries that give no gradient: infinite keys would make 0 * inf of it.
   static void clear_dead(const QueryOperands& q, float* matrix, int rows) {
     for (int column = 0; column < q.valid; ++column) {
