@@ -3,7 +3,8 @@ BUILD ?= build
 JOBS ?= $(shell nproc)
 CLIPS = $(BUILD)/clips
 COMMAND = $(BUILD)/release/tools/vidsparse
-CONFIGURE = cmake -G Ninja -S .
+CMAKE_FLAGS ?=
+CONFIGURE = cmake -G Ninja -S . $(CMAKE_FLAGS)
 SOURCES = $(shell git ls-files '*.cpp' '*.hpp' '*.h' '*.c')
 
 .PHONY: help demo test build format format-check tidy asan tsan fuzz bench-cpu clean
