@@ -15,7 +15,7 @@ help:  ## this list
 demo: build  ## denoise a real clip by sparse attention and say where to look
 	@scripts/fetch_clips $(CLIPS)
 	@$(COMMAND) denoise $(CLIPS)/bigbuckbunny.mp4 -o $(BUILD)/demo/bigbuckbunny.mp4 \
-	  --inspect $(BUILD)/demo/selection
+	  --pictures $(BUILD)/demo/selection
 	@echo "Look at $(BUILD)/demo/bigbuckbunny.mp4 and $(BUILD)/demo/selection/index.html"
 
 test: build  ## build everything and run every test
