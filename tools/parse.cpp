@@ -1,7 +1,6 @@
 #include "parse.hpp"
 
 #include <charconv>
-#include <limits>
 #include <optional>
 #include <string_view>
 
@@ -66,17 +65,6 @@ std::vector<std::int64_t> parse_lengths(const std::string& option, const std::st
 
 std::string box_text(const std::array<std::int64_t, 3>& box) {
   return std::to_string(box[0]) + "x" + std::to_string(box[1]) + "x" + std::to_string(box[2]);
-}
-
-std::int64_t box_volume(const std::string& option, const std::array<std::int64_t, 3>& box) {
-  std::int64_t volume = 1;
-  for (const std::int64_t side : box) {
-    if (side > std::numeric_limits<std::int64_t>::max() / volume) {
-      refuse(option, "a number of tokens that fits 64 bits", box_text(box));
-    }
-    volume *= side;
-  }
-  return volume;
 }
 
 }  // namespace vidsparse::tools

@@ -20,7 +20,4 @@ std::vector<std::int64_t> parse_lengths(const std::string& option, const std::st
 /// {21, 30, 52} -> "21x30x52".
 std::string box_text(const std::array<std::int64_t, 3>& box);
 
-/// Product of the sides, or refuses `option` when it does not fit a signed 64-bit count.
-std::int64_t box_volume(const std::string& option, const std::array<std::int64_t, 3>& box);
-
 }  // namespace vidsparse::tools
