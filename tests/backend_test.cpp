@@ -38,7 +38,8 @@ class BackendTest : public ::testing::TestWithParam<Target> {
 
 TEST_P(BackendTest, RandomProblems) {
   const std::uint64_t seed = test_seed();
-  const std::int64_t count = test_problems(300);
+  // The reference is its own judge but for the rounding of inputs and outputs.
+  const std::int64_t count = test_problems(GetParam().backend == "reference" ? 60 : 300);
   for (std::int64_t n = 0; n < count; ++n) {
     ASSERT_TRUE(passes(*random_problem(seed + static_cast<std::uint64_t>(n)))) << "enough";
   }

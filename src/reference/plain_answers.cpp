@@ -16,7 +16,7 @@ std::int64_t orders_of(const core::Setting& setting) {
   if (setting.problem.dtype != DType::f32) return 1;
   const std::int64_t rows =
       setting.problem.batch * setting.problem.heads_q * setting.query.tokens();
-  return std::clamp<std::int64_t>(8192 / std::max<std::int64_t>(rows, 1), 1, 16);
+  return std::clamp<std::int64_t>(4096 / std::max<std::int64_t>(rows, 1), 1, 8);
 }
 
 /// Calls move(from, to) with the offsets of every element and of its place in the other order.
