@@ -27,6 +27,12 @@ endfunction()
 
 if(BUILD_SHARED_LIBS)
   _vidsparse_library(vidsparse SHARED)
+  if(UNIX AND NOT APPLE)
+    # Visibility flags do not reach the standard library's own templates.
+    set(_exports "${PROJECT_SOURCE_DIR}/cmake/vidsparse.map")
+    target_link_options(vidsparse PRIVATE "LINKER:--version-script=${_exports}")
+    set_target_properties(vidsparse PROPERTIES LINK_DEPENDS "${_exports}")
+  endif()
   _vidsparse_library(vidsparse_static STATIC)
   # On Windows the import library already has the plain name.
   if(NOT WIN32)

@@ -90,7 +90,9 @@ TEST_F(ToolsDenoise, PcaAgreesWithADirectOne) {
   for (int i = 0; i < kFeatures; ++i) {
     const Eigen::VectorXd axis = axes.col(i);
     EXPECT_LT((covariance * axis - basis.variances[i] * axis).norm(), 1e-5 * scale);
-    if (i > 0) EXPECT_LE(basis.variances[i], basis.variances[i - 1]);
+    if (i > 0) {
+      EXPECT_LE(basis.variances[i], basis.variances[i - 1]);
+    }
   }
   EXPECT_NEAR(basis.variances.sum(), covariance.trace(), 1e-4 * covariance.trace());
 }
