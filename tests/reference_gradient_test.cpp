@@ -8,10 +8,10 @@
 #include <limits>
 #include <random>
 
-#include "support/random_problem.hpp"
 #include "reference/check.hpp"
 #include "reference/rows.hpp"
 #include "reference/side.hpp"
+#include "support/random_problem.hpp"
 
 namespace vidsparse::testing {
 namespace {

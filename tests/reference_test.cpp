@@ -7,9 +7,9 @@
 #include <limits>
 #include <random>
 
-#include "support/random_problem.hpp"
 #include "reference/check.hpp"
 #include "reference/rows.hpp"
+#include "support/random_problem.hpp"
 
 namespace vidsparse::testing {
 namespace {
