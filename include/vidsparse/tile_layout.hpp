@@ -73,7 +73,7 @@ class VIDSPARSE_API TileLayout {
   /// The video tile index that holds a token of segment `segment` at t, h, w.
   std::int64_t tile_at(std::int64_t segment, std::int64_t t, std::int64_t h, std::int64_t w) const;
 
-  /// Tokens of tiles that no video or plain token fills, as a share of tiles()*E; 0 when packed.
+  /// Slots of all tiles per token, less one: what padded copies would cost; 0 when packed.
   double padding_waste() const;
 
  private:

@@ -139,7 +139,7 @@ typedef struct vidsparse_plan_info {
   int64_t query_tiles, key_tiles;   /* Nq, Nk */
   int64_t query_plain_tiles, key_plain_tiles;       /* of them, chunks of plain segments */
   int64_t query_length_columns, key_length_columns; /* of vidsparse_lengths */
-  double query_padding_waste, key_padding_waste;    /* slots no token fills, as a share; packed 0 */
+  double query_padding_waste, key_padding_waste;    /* slots per token, less one; packed 0 */
   vidsparse_mask mask;    /* shape and strides of the dense selection; words NULL */
   int64_t mask_row_words; /* words of a row */
   int64_t mask_words;     /* words of the whole selection: what to allocate */

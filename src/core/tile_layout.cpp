@@ -138,8 +138,8 @@ std::int64_t TileLayout::tile_at(std::int64_t segment, std::int64_t t, std::int6
 }
 
 double TileLayout::padding_waste() const {
-  if (sequence_.is_packed() || tiles_ == 0) return 0;
-  return 1.0 - static_cast<double>(tokens_) / static_cast<double>(tiles_ * shape_.tokens());
+  if (sequence_.is_packed() || tokens_ == 0) return 0;
+  return static_cast<double>(tiles_ * shape_.tokens()) / static_cast<double>(tokens_) - 1.0;
 }
 
 }  // namespace vidsparse
