@@ -4,6 +4,6 @@
 
 namespace vidsparse::cpu {
 
-const core::Backend &backend();
+const core::Backend& backend();
 
-} // namespace vidsparse::cpu
+}  // namespace vidsparse::cpu

@@ -10,11 +10,10 @@ namespace vidsparse::cpu {
 
 /// An instruction set, and whether this machine and operating system have it.
 struct Isa {
-  const char *name;
-  const char *summary;
+  const char* name;
+  const char* summary;
   Verdict verdict;
-  const Kernels
-      *kernels; ///< null where the set is not built for this architecture
+  const Kernels* kernels;  ///< null where the set is not built for this architecture
 };
 
 /// All of them, in order of preference on this machine. "amx" comes first; the
@@ -26,14 +25,14 @@ std::vector<Isa> isas();
 /// The first that can run, or the one VIDSPARSE_CPU_ISA names; the variable is
 /// read at every call. Throws Error when it names none, or one that cannot run
 /// here.
-const Kernels &choose_kernels();
+const Kernels& choose_kernels();
 
 // The tables, one per ISA file; they may be read anywhere, their functions run
 // only where the ISA is.
-const Kernels &scalar_kernels();
-const Kernels &avx2_kernels();
-const Kernels &avx512_kernels();
-const Kernels &avx512_bf16_kernels();
-const Kernels &amx_kernels();
+const Kernels& scalar_kernels();
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+const Kernels& avx512_bf16_kernels();
+const Kernels& amx_kernels();
 
-} // namespace vidsparse::cpu
+}  // namespace vidsparse::cpu

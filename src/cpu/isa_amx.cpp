@@ -19,54 +19,38 @@ static_assert(sizeof(TileConfig) == 64);
 /// One function per instruction (Intel SDM volume 2, chapter on AMX). The
 /// intrinsics want literal tile numbers.
 struct HardwareTiles {
-  static void prefetch(const char *p) { _mm_prefetch(p, _MM_HINT_T1); }
-  template <int T> static void load(const void *base, std::ptrdiff_t stride) {
-    if constexpr (T == 0)
-      _tile_loadd(0, base, stride);
-    if constexpr (T == 1)
-      _tile_loadd(1, base, stride);
-    if constexpr (T == 2)
-      _tile_loadd(2, base, stride);
-    if constexpr (T == 3)
-      _tile_loadd(3, base, stride);
-    if constexpr (T == 4)
-      _tile_loadd(4, base, stride);
-    if constexpr (T == 5)
-      _tile_loadd(5, base, stride);
-    if constexpr (T == 6)
-      _tile_loadd(6, base, stride);
-    if constexpr (T == 7)
-      _tile_loadd(7, base, stride);
+  static void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
+  template <int T>
+  static void load(const void* base, std::ptrdiff_t stride) {
+    if constexpr (T == 0) _tile_loadd(0, base, stride);
+    if constexpr (T == 1) _tile_loadd(1, base, stride);
+    if constexpr (T == 2) _tile_loadd(2, base, stride);
+    if constexpr (T == 3) _tile_loadd(3, base, stride);
+    if constexpr (T == 4) _tile_loadd(4, base, stride);
+    if constexpr (T == 5) _tile_loadd(5, base, stride);
+    if constexpr (T == 6) _tile_loadd(6, base, stride);
+    if constexpr (T == 7) _tile_loadd(7, base, stride);
   }
-  template <int T> static void store(void *base, std::ptrdiff_t stride) {
-    if constexpr (T == 0)
-      _tile_stored(0, base, stride);
-    if constexpr (T == 1)
-      _tile_stored(1, base, stride);
-    if constexpr (T == 2)
-      _tile_stored(2, base, stride);
-    if constexpr (T == 3)
-      _tile_stored(3, base, stride);
+  template <int T>
+  static void store(void* base, std::ptrdiff_t stride) {
+    if constexpr (T == 0) _tile_stored(0, base, stride);
+    if constexpr (T == 1) _tile_stored(1, base, stride);
+    if constexpr (T == 2) _tile_stored(2, base, stride);
+    if constexpr (T == 3) _tile_stored(3, base, stride);
   }
-  template <int T> static void zero() {
-    if constexpr (T == 0)
-      _tile_zero(0);
-    if constexpr (T == 1)
-      _tile_zero(1);
-    if constexpr (T == 2)
-      _tile_zero(2);
-    if constexpr (T == 3)
-      _tile_zero(3);
+  template <int T>
+  static void zero() {
+    if constexpr (T == 0) _tile_zero(0);
+    if constexpr (T == 1) _tile_zero(1);
+    if constexpr (T == 2) _tile_zero(2);
+    if constexpr (T == 3) _tile_zero(3);
   }
-  template <int C, int A, int B> static void dot() {
-    if constexpr (C == 0)
-      _tile_dpbf16ps(0, 4, 6);
-    if constexpr (C == 1)
-      _tile_dpbf16ps(1, 4, 7);
-    if constexpr (C == 2)
-      _tile_dpbf16ps(2, 5, 6);
-    if constexpr (C == 3)
-      _tile_dpbf16ps(3, 5, 7);
+  template <int C, int A, int B>
+  static void dot() {
+    if constexpr (C == 0) _tile_dpbf16ps(0, 4, 6);
+    if constexpr (C == 1) _tile_dpbf16ps(1, 4, 7);
+    if constexpr (C == 2) _tile_dpbf16ps(2, 5, 6);
+    if constexpr (C == 3) _tile_dpbf16ps(3, 5, 7);
   }
 };
 
@@ -77,9 +61,9 @@ void enter() {
 
 void leave() { _tile_release(); }
 
-} // namespace
+}  // namespace
 
-const Kernels &amx_kernels() {
+const Kernels& amx_kernels() {
   static const Kernels kernels = [] {
     Kernels table = avx512_bf16_kernels();
     table.name = "amx";
@@ -92,4 +76,4 @@ const Kernels &amx_kernels() {
   return kernels;
 }
 
-} // namespace vidsparse::cpu
+}  // namespace vidsparse::cpu

@@ -5,9 +5,9 @@
 
 namespace vidsparse::cpu {
 
-const Kernels &avx2_kernels() {
+const Kernels& avx2_kernels() {
   static constexpr Kernels kKernels = fp32_kernels("avx2");
   return kKernels;
 }
 
-} // namespace vidsparse::cpu
+}  // namespace vidsparse::cpu

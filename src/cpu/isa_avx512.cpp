@@ -5,9 +5,9 @@
 
 namespace vidsparse::cpu {
 
-const Kernels &avx512_kernels() {
+const Kernels& avx512_kernels() {
   static constexpr Kernels kKernels = fp32_kernels("avx512");
   return kKernels;
 }
 
-} // namespace vidsparse::cpu
+}  // namespace vidsparse::cpu

@@ -10,15 +10,13 @@ namespace vidsparse::cpu {
 namespace {
 
 struct DotBf16Step {
-  static Vec step(Vec a, Vec b, Vec c) {
-    return {_mm512_dpbf16_ps(c.v, words(a), words(b))};
-  }
+  static Vec step(Vec a, Vec b, Vec c) { return {_mm512_dpbf16_ps(c.v, words(a), words(b))}; }
   static __m512bh words(Vec x) { return std::bit_cast<__m512bh>(x.v); }
 };
 
-} // namespace
+}  // namespace
 
-const Kernels &avx512_bf16_kernels() {
+const Kernels& avx512_bf16_kernels() {
   static constexpr Kernels kKernels = [] {
     Kernels kernels = fp32_kernels("avx512_bf16");
     kernels.product_bf16 = product<DotBf16Step>;
@@ -29,4 +27,4 @@ const Kernels &avx512_bf16_kernels() {
   return kKernels;
 }
 
-} // namespace vidsparse::cpu
+}  // namespace vidsparse::cpu

@@ -5,9 +5,9 @@
 
 namespace vidsparse::cpu {
 
-const Kernels &scalar_kernels() {
+const Kernels& scalar_kernels() {
   static constexpr Kernels kKernels = fp32_kernels("scalar");
   return kKernels;
 }
 
-} // namespace vidsparse::cpu
+}  // namespace vidsparse::cpu

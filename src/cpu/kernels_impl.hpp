@@ -9,7 +9,7 @@
 namespace vidsparse::cpu {
 namespace {
 
-constexpr Kernels fp32_kernels(const char *name) {
+constexpr Kernels fp32_kernels(const char* name) {
   Kernels kernels{};
   kernels.name = name;
   kernels.product_f32 = product<FmaStep>;
@@ -28,5 +28,5 @@ constexpr Kernels fp32_kernels(const char *name) {
   return kernels;
 }
 
-} // namespace
-} // namespace vidsparse::cpu
+}  // namespace
+}  // namespace vidsparse::cpu
