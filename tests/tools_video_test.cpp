@@ -278,10 +278,11 @@ TEST_F(ToolsVideo, PicturesDrawInsideTheirBorders) {
   Image image(20, 10, {1, 2, 3});
   image.outline(-3, -3, 30, 30, 2, {9, 9, 9});
   image.outline(5, 4, 3, 2, 1, {7, 7, 7});
+  EXPECT_EQ(image.at(4, 6), (Colour{7, 7, 7}));
+  EXPECT_EQ(image.at(5, 4), (Colour{1, 2, 3})) << "an outline leaves its box alone";
   image.text(-4, -4, "wide text", 2, {200, 0, 0});
   image.paste(Image(50, 50, {4, 4, 4}), 15, 5);
   EXPECT_EQ(image.at(19, 9), (Colour{4, 4, 4}));
-  EXPECT_EQ(image.at(4, 6), (Colour{7, 7, 7}));
   EXPECT_EQ(enlarge(image, 3).at(59, 29), (Colour{4, 4, 4}));
   EXPECT_EQ(encode_png(image).substr(1, 3), "PNG");
   EXPECT_GT(text_width("vidsparse", 2), text_width("vid", 2));

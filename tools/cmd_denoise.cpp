@@ -131,6 +131,7 @@ void denoise(const DenoiseOptions& options) {
   // Everything that can be refused is, before the long work.
   AtomicFile output("--output", options.output);
   if (!options.json.empty()) check_writable("--json", options.json);
+  if (!options.no_pictures) check_folder("--pictures", options.picture_folder());
   const Timer decode_timer;
   const Clip clean = options.clip.read(options.first, options.frames);
   const double decode_seconds = decode_timer.seconds();

@@ -167,11 +167,7 @@ void inspect_tensors(const InspectOptions& options) {
 }
 
 void inspect(const InspectOptions& options) {
-  const std::filesystem::path folder = options.output;
-  std::error_code ignored;
-  if (std::filesystem::exists(folder, ignored) && !std::filesystem::is_directory(folder, ignored)) {
-    refuse("--out", "a folder", "\"" + printable(options.output) + "\", which is a file");
-  }
+  check_folder("--out", options.output);
   if (std::filesystem::path(options.clip.path).extension() == ".safetensors") {
     inspect_tensors(options);
   } else {

@@ -1,7 +1,7 @@
 #include "inspection.hpp"
 
 #include <algorithm>
-#include <charconv>
+#include <limits>
 #include <numeric>
 #include <system_error>
 
@@ -148,6 +148,13 @@ std::vector<PageFile> make_page(const Inspection& inspection,
   files.push_back({"statistics.json", json_text(json) + "\n"});
   files.push_back({"index.html", html_page(inspection, heads, pictures)});
   return files;
+}
+
+void check_folder(const std::string& argument, const std::filesystem::path& folder) {
+  std::error_code ignored;
+  if (std::filesystem::exists(folder, ignored) && !std::filesystem::is_directory(folder, ignored)) {
+    refuse(argument, "a folder", "\"" + printable(folder.string()) + "\", which is a file");
+  }
 }
 
 std::vector<AtomicFile> stage_files(const std::string& argument,
