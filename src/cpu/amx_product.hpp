@@ -4,20 +4,18 @@
 
 #include "cpu/kernels.hpp"
 
-// The bf16 product on AMX tiles, over any `Tiles` with one function per
-// instruction: the hardware's in isa_amx.cpp, a software emulation in the
-// tests. Every tile is 16 rows of 64 bytes: 16 words of depth in A, 16 columns
-// in B and C. Blocks are 2x2 tiles of C, numbered 0..3 by rows; A in 4 and 5, B
-// in 6 and 7.
+// The bf16 product on AMX tiles, over any `Tiles` with one function per instruction: the hardware's
+// in isa_amx.cpp, a software emulation in the tests. Every tile is 16 rows of 64 bytes: 16 words of
+// depth in A, 16 columns in B and C. Blocks are 2x2 tiles of C, numbered 0..3 by rows; A in 4 and
+// 5, B in 6 and 7.
 
 namespace vidsparse::cpu {
 namespace {
 
 inline constexpr int kTile = 16;
 
-/// C[R tiles][N tiles] at `row`, `column` of panel number `panel`, `width`
-/// columns wide. Block `nth` of `blocks`: tells its part of what is to be
-/// prefetched.
+/// C[R tiles][N tiles] at `row`, `column` of panel number `panel`, `width` columns wide.
+/// Block `nth` of `blocks`: tells its part of what is to be prefetched.
 template <class Tiles, int R, int N>
 void amx_block(const Product& p, int nth, int blocks, int row, int panel, int column, int width) {
   float* c = p.c + row * p.ldc + panel * kPanel + column;
@@ -78,9 +76,8 @@ void amx_strip(const Product& p, int& nth, int blocks, int panel, int column, in
   if (row < p.m) amx_block<Tiles, 1, N>(p, nth++, blocks, row, panel, column, width);
 }
 
-/// Depths are multiples of 16 words, rows are computed up to the next multiple
-/// of 16. Compilers do not know which memory a tile instruction touches, hence
-/// the fences.
+/// Depths are multiples of 16 words, rows are computed up to the next multiple of 16. Compilers do
+/// not know which memory a tile instruction touches, hence the fences.
 template <class Tiles>
 void amx_product(const Product& p) {
   std::atomic_signal_fence(std::memory_order_seq_cst);

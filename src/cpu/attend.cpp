@@ -9,11 +9,10 @@
 #include "cpu/stages.hpp"
 #include "cpu/workers.hpp"
 
-// Forward attention. K^T and V of a few (batch, key head) pairs are packed at a
-// time and shared by all their query tiles; a unit of work is a query tile of a
-// head. It walks its selected key fragments in groups of up to 256 columns: S =
-// Q K^T, one online softmax step, O += P V. 16-bit operands without a bf16
-// product are expanded a group at a time, into memory that stays in the
+// Forward attention. K^T and V of a few (batch, key head) pairs are packed at a time and shared by
+// all their query tiles; a unit of work is a query tile of a head. It walks its selected key
+// fragments in groups of up to 256 columns: S = Q K^T, one online softmax step, O += P V. 16-bit
+// operands without a bf16 product are expanded a group at a time, into memory that stays in the
 // second-level cache.
 
 namespace vidsparse::cpu {
@@ -40,8 +39,7 @@ struct Scratch {  // per worker
 struct Space {
   std::int32_t* query_counts;
   std::int32_t* key_counts;
-  std::uint32_t* k;  ///< [heads of a batch of packs][slots][row_words] words,
-                     ///< fragment by fragment
+  std::uint32_t* k;  ///< [heads of a batch of packs][slots][row_words] words, fragment by fragment
   std::uint32_t* v;  ///< [...][slots * D] elements
   std::int64_t packed_heads;
   std::int64_t k_words;  ///< of a head
@@ -109,8 +107,7 @@ class Attend {
     words_ = context.row_words();
     const double scale = context.scale(args.scale);
     negative_ = scale < 0;
-    // A zero scale becomes a tiny one, so that -inf, the mark of no key, stays
-    // what it is.
+    // A zero scale becomes a tiny one, so that -inf, the mark of no key, stays what it is.
     scale_log2_ = std::max(static_cast<float>(std::abs(scale) * kLog2E), 1e-30f);
     natural_ = std::abs(scale) / scale_log2_;
   }
@@ -221,8 +218,7 @@ class Attend {
             const Scratch& scratch) const {
     KeyWalk keys(args_.mask.row(b, head, tile), args_.mask.shape.row_words(), context_.key,
                  key_counts_.row(b));
-    Group groups[2];  // the one under way and the next, whose K is fetched
-                      // meanwhile
+    Group groups[2];  // the one under way and the next, whose K is fetched meanwhile
     groups[0].count = keys.next_group(groups[0].fragments, kColumns);
     if (groups[0].count == 0) return false;
     for (int turn = 0; groups[turn % 2].count > 0; ++turn) {

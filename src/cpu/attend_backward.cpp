@@ -6,20 +6,18 @@
 #include "cpu/backward_packs.hpp"
 #include "cpu/workers.hpp"
 
-// Backward of the fine branch, deterministic without atomics on data. Key tiles
-// and query tiles of a head are cut in C chunks each. A unit (round r, chunk c)
-// walks the key tiles of chunk c and, for each, the query tiles of chunk (c +
-// r) % C that selected it. Within a round no two units of a head touch the same
-// dK, dV or dQ, and every gradient receives its summands in the order of
-// rounds, whoever computes them. A unit waits for the two of the round before
-// that touched its data; workers take units in order, so these are under way or
-// done and nothing can deadlock.
+// Backward of the fine branch, deterministic without atomics on data. Key tiles and query tiles of
+// a head are cut in C chunks each. A unit (round r, chunk c) walks the key tiles of chunk c and,
+// for each, the query tiles of chunk (c + r) % C that selected it. Within a round no two units of a
+// head touch the same dK, dV or dQ, and every gradient receives its summands in the order of
+// rounds, whoever computes them. A unit waits for the two of the round before that touched its
+// data; workers take units in order, so these are under way or done and nothing can deadlock.
 
 namespace vidsparse::cpu {
 namespace {
 
-/// Pairs of one unit on their way: multiplied in batches that share a block of
-/// keys, once it is known what comes next, which is fetched meanwhile.
+/// Pairs of one unit on their way: multiplied in batches that share a block of keys, once it is
+/// known what comes next, which is fetched meanwhile.
 class PairWindow {
  public:
   PairWindow(const Context& context, const BackwardPacks& packs, const PairGradient& gradient,
@@ -88,8 +86,7 @@ class PairWindow {
       float* wide = scratch_.expanded;
       for (int i = 0; i < batch; ++i) expand(q[i], wide);
     } else {
-      // In the order of use, so that each product fetches what the next one
-      // reads.
+      // In the order of use, so that each product fetches what the next one reads.
       for (int i = 0; i < batch; ++i) {
         order[count++] = {q[i].q_t, bytes(q[i], element)};
         order[count++] = {q[i].dout_t, bytes(q[i], element)};

@@ -76,9 +76,8 @@ class CpuKernelSet final : public KernelSet {
     std::size_t bytes = 0;
   };
 
-  /// The three stages' arguments and memory. Only the mask and oc outlive
-  /// selection, so attend works where the pooled tensors and the scratch of the
-  /// first two stages were.
+  /// The three stages' arguments and memory. Only the mask and oc outlive selection, so attend
+  /// works where the pooled tensors and the scratch of the first two stages were.
   Forward plan_forward(core::Arena& arena, const ForwardArgs& args) const {
     const std::int64_t batch = context_.batch();
     const std::int64_t heads = context_.heads();

@@ -6,9 +6,8 @@
 #include "cpu/stages.hpp"
 #include "cpu/workers.hpp"
 
-// Backward of the whole op: prepare (delta, dgate, d_oc), the coarse branch if
-// there is a gate, then attention, which adds the coarse gradients as it
-// rounds.
+// Backward of the whole op: prepare (delta, dgate, d_oc), the coarse branch if there is a gate,
+// then attention, which adds the coarse gradients as it rounds.
 
 namespace vidsparse::cpu {
 namespace {

@@ -11,7 +11,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr double kPackBytes = 128e6;        ///< of packs and fp32 gradients, beyond one key head
 constexpr std::int64_t kTilesOfChunk = 64;  ///< fewer would load keys for too few pairs
 constexpr std::int64_t kMostChunks = 16;
-constexpr std::int64_t kUnitsOfRound = 32;  ///< enough for the threads of a socket
+constexpr std::int64_t kUnitsOfWorker = 3;  ///< in a round: enough that nobody waits
 
 const float* row_of(const TensorRef& tensor, std::int64_t b, std::int64_t head, std::int64_t tile) {
   if (!tensor) return nullptr;
@@ -43,7 +43,9 @@ BackwardPacks::BackwardPacks(core::Arena& arena, const Context& context, const B
   const std::int64_t key_gradient = context.key.slots() * d_;
   const double bytes = 4.0 * static_cast<double>(context.group() * words + 2 * key_gradient);
   const std::int64_t fitting = bytes > 0 ? static_cast<std::int64_t>(kPackBytes / bytes) : 1;
-  const std::int64_t wanted = (kUnitsOfRound + chunks_ - 1) / chunks_;
+  // How many heads go together changes no result: the order of summands is that of the chunks.
+  const std::int64_t units = kUnitsOfWorker * context.setting->parallel.concurrency();
+  const std::int64_t wanted = (units + chunks_ - 1) / chunks_;
   packed_heads_ = std::clamp<std::int64_t>(std::min(fitting, wanted), 1,
                                            std::max<std::int64_t>(1, batch * context.key_heads()));
 
@@ -276,8 +278,7 @@ void BackwardPacks::finish_keys(std::int64_t pair, std::int64_t index, std::int6
   clear(dv, scratch.tokens + count, capacity - count);
 }
 
-/// Rounds `rows` accumulated rows, each with its share of its tile's coarse
-/// gradient.
+/// Rounds `rows` accumulated rows, each with its share of its tile's coarse gradient.
 void BackwardPacks::finish(const float* acc, float factor, const float* coarse, std::int64_t count,
                            std::int64_t rows, const std::int64_t* tokens,
                            const HeadRows<void*>& out) const {

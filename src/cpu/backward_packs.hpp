@@ -12,11 +12,10 @@ namespace vidsparse::cpu {
 /// A worker's memory.
 struct BackwardScratch {
   std::int64_t* tokens;  ///< of a tile
-  std::uint32_t* keys;   ///< A operands K [rows][depth], V [rows][depth], K^T
-                         ///< [D][rows in words]
+  std::uint32_t* keys;   ///< A operands K [rows][depth], V [rows][depth], K^T [D][rows in words]
   std::byte* pairs;      ///< of PairGradient
-  /// Q^T, dO^T, Q, dO of a batch of fragments in fp32; rows of a finished dQ;
-  /// pairs of rows on their way to K^T.
+  /// Q^T, dO^T, Q, dO of a batch of fragments in fp32; rows of a finished dQ; pairs of rows on
+  /// their way to K^T.
   float* expanded;
 };
 
@@ -27,18 +26,17 @@ struct PackedHead {
   std::int64_t head;
 };
 
-/// The memory of attention's backward for a few key heads at a time, how
-/// operands get into it and gradients out of it. Queries are packed whole; keys
-/// are loaded a block at a time, since all query tiles of a chunk pass by a
-/// block while it lies in the cache.
+/// The memory of attention's backward for a few key heads at a time, how operands get into it and
+/// gradients out of it. Queries are packed whole; keys are loaded a block at a time, since all
+/// query tiles of a chunk pass by a block while it lies in the cache.
 class BackwardPacks {
  public:
   /// Takes its memory from the arena; over a null one it only counts.
   BackwardPacks(core::Arena& arena, const Context& context, const BackwardArgs& args,
                 const float* delta, const CoarseGradients& coarse);
 
-  /// Key heads that are packed at a time, and chunks a head is cut in; of the
-  /// problem alone.
+  /// Key heads that are packed at a time, and the chunks a head is cut in. The latter decide the
+  /// order of summands and depend on the problem alone.
   std::int64_t heads() const { return packed_heads_; }
   std::int64_t chunks() const { return chunks_; }
   /// Rounds that each chunk of a packed key head has behind it.
@@ -56,16 +54,13 @@ class BackwardPacks {
   void pack_queries(const PackedHead& at, std::int64_t tile, const BackwardScratch& scratch) const;
   /// From here on dk and dv of a tile hold nothing.
   void renew_keys(std::int64_t index, std::int64_t tile) const;
-  /// A fragment of queries as it was packed: 16-bit words where
-  /// `Context::expands()`.
+  /// A fragment of queries as it was packed: 16-bit words where `Context::expands()`.
   QueryOperands queries(std::int64_t index, std::int64_t tile, std::int64_t first, int valid) const;
-  /// Tokens begin..begin + count - 1 of a key tile of pair (batch, key head)
-  /// `pair`.
+  /// Tokens begin..begin + count - 1 of a key tile of pair (batch, key head) `pair`.
   KeyOperands load_keys(std::int64_t pair, std::int64_t index, std::int64_t tile,
                         std::int64_t begin, std::int64_t count,
                         const BackwardScratch& scratch) const;
-  /// Writes dq, or dk and dv, of a tile: both branches added, rounded once,
-  /// pads zero.
+  /// Writes dq, or dk and dv, of a tile: both branches added, rounded once, pads zero.
   void finish_queries(const PackedHead& at, std::int64_t tile,
                       const BackwardScratch& scratch) const;
   void finish_keys(std::int64_t pair, std::int64_t index, std::int64_t tile,
@@ -76,14 +71,13 @@ class BackwardPacks {
   int width_of(std::int64_t count, const Side& side) const {
     return static_cast<int>(round_up(count, side.multiple()));
   }
-  /// A fragment's place in `queries_`, in words. What belongs to a fragment
-  /// lies together, for the sake of cache sets (arrays of a power of two apart
-  /// would share them) and of prefetching.
+  /// A fragment's place in `queries_`, in words. What belongs to a fragment lies together, for the
+  /// sake of cache sets (arrays of a power of two apart would share them) and of prefetching.
   std::int64_t query_offset(std::int64_t index, std::int64_t slot) const {
     return (index * context_.query.slots() + slot) * slot_words_;
   }
-  /// Whether the gradients of a fragment or block that starts at a slot hold
-  /// nothing yet: saves writing zeros to be read again.
+  /// Whether the gradients of a fragment or block that starts at a slot hold nothing yet: saves
+  /// writing zeros to be read again.
   static constexpr std::int64_t kFlagSlots = 16;
   std::uint8_t* key_flag(std::int64_t index, std::int64_t slot) const {
     return fresh_keys_ + (index * context_.key.slots() + slot) / kFlagSlots;
@@ -118,9 +112,8 @@ class BackwardPacks {
   Counts query_counts_;
   Counts key_counts_;
   // Per packed query head.
-  /// Fragment by fragment Q^T [row_words][width], dO^T, dO [width in words][D],
-  /// Q, and in fp32 dQ^T [D][width]. Words are pairs of elements for 16-bit
-  /// types.
+  /// Fragment by fragment Q^T [row_words][width], dO^T, dO [width in words][D], Q, and in fp32
+  /// dQ^T [D][width]. Words are pairs of elements for 16-bit types.
   std::uint32_t* queries_;
   std::int64_t slot_words_;      ///< of all that, for a token
   float* lse_;                   ///< [slots]

@@ -4,8 +4,8 @@
 
 #include "cpu/softmax_impl.hpp"
 
-// The row operations whose results are operands of a bf16 product: AVX512-BF16
-// rounds them. Internal linkage: see vec_avx512.hpp.
+// The row operations whose results are operands of a bf16 product: AVX512-BF16 rounds them.
+// Internal linkage: see vec_avx512.hpp.
 
 namespace vidsparse::cpu {
 namespace {
@@ -29,8 +29,7 @@ inline void gradient_bf16(const GradientBlock& block) {
   gradient(block, [&](int key, int i, Vec p, Vec ds) {
     store_bf16(block.p + key * pitch + i, p);
     store_bf16(block.ds + key * pitch + i, ds);
-    // Words of two keys: the even key writes the low halves, the odd one adds
-    // the high halves.
+    // Words of two keys: the even key writes the low halves, the odd one adds the high halves.
     std::uint32_t* pairs = block.ds_pairs + (key / 2) * block.queries + i;
     __m512i words = bf16_words(ds);
     if (key % 2 != 0) {

@@ -8,10 +8,9 @@
 #include "cpu/pair_gradient.hpp"
 #include "cpu/workers.hpp"
 
-// Gradients of the coarse branch: dense attention of pooled queries over the
-// non-empty tiles' pooled keys, in fp32, with the same five products as the
-// fine branch. A unit of work is a key head with all its query heads, so
-// nothing is shared between units.
+// Gradients of the coarse branch: dense attention of pooled queries over the non-empty tiles'
+// pooled keys, in fp32, with the same five products as the fine branch. A unit of work is a key
+// head with all its query heads, so nothing is shared between units.
 
 namespace vidsparse::cpu {
 namespace {
@@ -156,8 +155,7 @@ class CoarseBackward {
           static_cast<const float*>(args_.coarse_max.data)[args_.coarse_max.offset(b, head, tile)];
       const float sum =
           static_cast<const float*>(args_.coarse_sum.data)[args_.coarse_sum.offset(b, head, tile)];
-      // A tile without tokens or a row without weight gives no gradient, not
-      // even 0 * inf.
+      // A tile without tokens or a row without weight gives no gradient, not even 0 * inf.
       if (query_counts_.row(b)[tile] == 0 || sum == 0.0f) continue;
       const float* gradient = row_of(dcoarse_, b, head, tile);
       q[i] = row_of(pooled_.qc, b, head, tile);

@@ -16,8 +16,8 @@ struct alignas(64) TileConfig {
 };
 static_assert(sizeof(TileConfig) == 64);
 
-/// One function per instruction (Intel SDM volume 2, chapter on AMX). The
-/// intrinsics want literal tile numbers.
+/// One function per instruction (Intel SDM volume 2, chapter on AMX). The intrinsics want literal
+/// tile numbers.
 struct HardwareTiles {
   static void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
   template <int T>

@@ -7,20 +7,17 @@
 
 namespace vidsparse::cpu {
 
-// Every product of the backend is a product of 32-bit words: one fp32, or two
-// bf16 that are neighbours along the summed dimension (the earlier one in the
-// low half). A bf16 operand thus looks like an fp32 one with half the depth,
-// and one layout serves vdpbf16ps and the AMX tiles.
+// Every product of the backend is a product of 32-bit words: one fp32, or two bf16 that are
+// neighbours along the summed dimension (the earlier one in the low half). A bf16 operand thus
+// looks like an fp32 one with half the depth, and one layout serves vdpbf16ps and the AMX tiles.
 //
 // A operand: row-major, `lda` words from row to row, words along the depth.
-// B operand: packed in panels of 64 columns (the last may be narrower, a
-// multiple of 16):
+// B operand: packed in panels of 64 columns (the last may be narrower, a multiple of 16):
 //   [columns / 64][depth][width of the panel], depth counted in words.
 // C: row-major fp32.
 //
-// Rows of A and C are readable and C writable up to the next multiple of 16
-// rows; what is computed there is of no interest. Operands need no alignment
-// beyond their element's, but 64 bytes is fast.
+// Rows of A and C are readable and C writable up to the next multiple of 16 rows; what is computed
+// there is of no interest. Operands need no alignment beyond their element's, but 64 bytes is fast.
 
 inline constexpr int kPanel = 64;        ///< columns of a panel of B
 inline constexpr int kFragment = 64;     ///< tokens a kernel works on at once
@@ -32,9 +29,8 @@ struct Term {
   const void* b;
   std::ptrdiff_t lda;  ///< words
   int depth;           ///< words; a multiple of Kernels::depth_multiple for bf16
-  /// Memory to be brought into the second-level cache meanwhile: what the
-  /// caller needs next. The hardware's own prefetching is too late for a
-  /// fragment that lies in the third level.
+  /// Memory to be brought into the second-level cache meanwhile: what the caller needs next. The
+  /// hardware's own prefetching is too late for a fragment that lies in the third level.
   const void* ahead = nullptr;
   std::ptrdiff_t ahead_bytes = 0;
 };
@@ -47,13 +43,11 @@ struct Product {
   std::ptrdiff_t ldc;
   int m;
   int n;
-  bool accumulate;  ///< add to C; otherwise C is written whole and may hold
-                    ///< anything
+  bool accumulate;  ///< add to C; otherwise C is written whole and may hold anything
 };
 
-/// One step of online softmax over scores S[m][n], n a multiple of 16. Columns
-/// that are no keys hold -inf. Running maxima and sums are in base 2: max =
-/// max(S * scale_log2).
+/// One step of online softmax over scores S[m][n], n a multiple of 16. Columns that are no keys
+/// hold -inf. Running maxima and sums are in base 2: max = max(S * scale_log2).
 struct SoftmaxBlock {
   float* s;  ///< fp32: overwritten by P = exp2(S * scale_log2 - max)
   std::ptrdiff_t lds;
@@ -64,19 +58,15 @@ struct SoftmaxBlock {
   float scale_log2;  ///< scale * log2(e), positive
   float* max;        ///< [m]
   float* sum;        ///< [m]
-  float* out;        ///< [m][d] accumulators, rescaled where a row's maximum moved;
-                     ///< may be null
+  float* out;        ///< [m][d] accumulators, rescaled where a row's maximum moved; may be null
   std::ptrdiff_t ldo;
   int d;
   bool first;  ///< max, sum and out hold nothing yet
 };
 
-/// P and dS of one pair of fragments, transposed: rows are keys, columns
-/// queries.
-///   P^T = exp(S^T * scale - lse[column]),  dS^T = P^T * (dP^T -
-///   delta[column]);
-/// the factor scale of dS is left to whoever rounds dQ and dK. Rows from
-/// `valid` on are zero.
+/// P and dS of one pair of fragments, transposed: rows are keys, columns queries.
+///   P^T = exp(S^T * scale - lse[column]),  dS^T = P^T * (dP^T - delta[column]);
+/// the factor scale of dS is left to whoever rounds dQ and dK. Rows from `valid` on are zero.
 struct GradientBlock {
   float* s;   ///< [keys][queries] S^T; fp32: overwritten by P^T
   float* dp;  ///< [keys][queries] dP^T; fp32: overwritten by dS^T
@@ -119,23 +109,20 @@ struct PrepareRow {
   int d;
 };
 
-/// The micro-kernels of one instruction set. 16-bit tensors are packed in words
-/// of two elements whatever the ISA; `expand_pairs` makes the fp32 operand of
-/// them where products are fp32.
+/// The micro-kernels of one instruction set. 16-bit tensors are packed in words of two elements
+/// whatever the ISA; `expand_pairs` makes the fp32 operand of them where products are fp32.
 struct Kernels {
   const char* name;
 
-  /// Called by a thread before and after a run of other calls (AMX: sets the
-  /// tiles up and gives them back); null where there is nothing to do.
+  /// Called by a thread before and after a run of other calls (AMX: sets the tiles up and gives
+  /// them back); null where there is nothing to do.
   void (*enter)();
   void (*leave)();
 
   void (*product_f32)(const Product& product);
-  /// Null where there is no bf16 dot product (or none that pays): 16-bit
-  /// operands are expanded.
+  /// Null where there is no bf16 dot product (or none that pays): 16-bit operands are expanded.
   void (*product_bf16)(const Product& product);
-  /// Depth granularity of product_bf16, in words: operands are zero-padded to
-  /// it.
+  /// Depth granularity of product_bf16, in words: operands are zero-padded to it.
   int depth_multiple;
 
   void (*softmax_f32)(const SoftmaxBlock& block);
@@ -143,20 +130,17 @@ struct Kernels {
   void (*gradient_f32)(const GradientBlock& block);
   void (*gradient_bf16)(const GradientBlock& block);  ///< null with product_bf16
 
-  /// out[w][i] = word w of rows[i]: w < words, i < count; zero for w in [words,
-  /// out_words) and i in [count, columns). `ldo` words from row to row of out.
+  /// out[w][i] = word w of rows[i]: w < words, i < count; zero for w in [words, out_words) and i in
+  /// [count, columns). `ldo` words from row to row of out.
   void (*transpose_words)(const void* const* rows, int count, int words, std::uint32_t* out,
                           std::ptrdiff_t ldo, int columns, int out_words);
-  /// B operand of 16-bit rows: word (r, c) = elements c of rows 2r and 2r+1;
-  /// rows past `count` are zero. Panels of 64 of `d` columns, `pairs` words
-  /// deep.
+  /// B operand of 16-bit rows: word (r, c) = elements c of rows 2r and 2r+1; rows past `count` are
+  /// zero. Panels of 64 of `d` columns, `pairs` words deep.
   void (*interleave_rows)(const void* const* rows, int count, int d, std::uint32_t* out, int pairs);
-  /// Words [pairs][n] in panels to fp32 [2 * pairs][n] in panels. dtype f16 or
-  /// bf16.
+  /// Words [pairs][n] in panels to fp32 [2 * pairs][n] in panels. dtype f16 or bf16.
   void (*expand_pairs)(DType dtype, const std::uint32_t* words, int pairs, int n, float* out);
 
-  /// To and from fp32; dtype f32, f16 or bf16; narrowing rounds to nearest
-  /// even.
+  /// To and from fp32; dtype f32, f16 or bf16; narrowing rounds to nearest even.
   void (*widen)(DType dtype, const void* source, float* out, std::int64_t count);
   void (*narrow)(DType dtype, const float* source, void* out, std::int64_t count);
 

@@ -2,10 +2,9 @@
 
 #include "cpu/kernels.hpp"
 
-// Packing, conversion and per-token rows for the `Vec` of the including ISA
-// file. head_dim is a multiple of 16 elements, so rows are whole vectors except
-// where words of two elements meet 16 lanes. Internal linkage: see
-// vec_avx512.hpp.
+// Packing, conversion and per-token rows for the `Vec` of the including ISA file. head_dim is a
+// multiple of 16 elements, so rows are whole vectors except where words of two elements meet 16
+// lanes. Internal linkage: see vec_avx512.hpp.
 
 namespace vidsparse::cpu {
 namespace {
@@ -185,8 +184,7 @@ inline float prepare_row(const PrepareRow& row) {
     Vec delta = Vec::zero();
     for (int i = 0; i < row.d; i += Vec::kLanes) {
       const Vec dout = storage.load(row.dout, i);
-      Vec fine = storage.load(row.out,
-                              i);  // out - gate * coarse, the fine branch alone
+      Vec fine = storage.load(row.out, i);  // out - gate * coarse, the fine branch alone
       if (row.coarse != nullptr) {
         const Vec coarse = Vec::load(row.coarse + i);
         const Vec gate = row.gate != nullptr ? storage.load(row.gate, i) : scalar;

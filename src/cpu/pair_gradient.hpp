@@ -7,8 +7,8 @@
 
 namespace vidsparse::cpu {
 
-/// One fragment of queries, ready to be multiplied. B operands; words are pairs
-/// of bf16 where products are.
+/// One fragment of queries, ready to be multiplied. B operands; words are pairs of bf16 where
+/// products are.
 struct QueryOperands {
   const void* q_t;      ///< Q^T [depth][width]
   const void* dout_t;   ///< dO^T [depth][width]
@@ -41,12 +41,11 @@ struct KeyOperands {
 };
 
 inline constexpr int kKeyRows = 256;  ///< most rows of a KeyOperands
-/// Fragments of queries that are multiplied at once: dK and dV stay in
-/// registers over all of them.
+/// Fragments of queries that are multiplied at once: dK and dV stay in registers over all of them.
 inline constexpr int kBatch = 2;
 
-/// The five products of a pair of fragments, all with keys as rows so that none
-/// of them needs a transposition:
+/// The five products of a pair of fragments, all with keys as rows so that none of them needs a
+/// transposition:
 ///   S^T = K Q^T, dP^T = V dO^T, dV += P^T dO, dK += dS^T Q, dQ^T += K^T dS^T.
 /// The factor `scale` of dQ and dK is left to whoever rounds them.
 class PairGradient {
@@ -66,9 +65,8 @@ class PairGradient {
     return static_cast<std::int64_t>(arena.used());
   }
 
-  /// `count` fragments of queries, at most kBatch, with one block of keys. The
-  /// products take their summands, and fetch `ahead`, in the order S and dP of
-  /// each fragment, then dV, dK, dQ of all.
+  /// `count` fragments of queries, at most kBatch, with one block of keys. The products take their
+  /// summands, and fetch `ahead`, in the order S and dP of each fragment, then dV, dK, dQ of all.
   void add(const QueryOperands* q, int count, const KeyOperands& k,
            const Ahead (&ahead)[5 * kBatch], std::byte* scratch_memory) const {
     const Ahead* fetch = ahead;
@@ -102,8 +100,7 @@ class PairGradient {
   }
 
  private:
-  struct PairScratch {        // of one pair; one after the other, as full as the keys
-                              // are
+  struct PairScratch {        // of one pair; one after the other, as full as the keys are
     float* s;                 ///< [rows][64]
     float* dp;                ///< [rows][64]
     std::uint16_t* p;         ///< [rows][64], bf16 products only, as the next two
@@ -122,8 +119,7 @@ class PairGradient {
     return pair;
   }
 
-  /// Zeros in the columns of queries that give no gradient: infinite keys would
-  /// make 0 * inf of it.
+  /// Zeros in the columns of queries that give no gradient: infinite keys would make 0 * inf of it.
   static void clear_dead(const QueryOperands& q, float* matrix, int rows) {
     for (int column = 0; column < q.valid; ++column) {
       if (q.lse[column] != std::numeric_limits<float>::infinity()) continue;
@@ -138,8 +134,7 @@ class PairGradient {
     product_({&scores, 1, scratch.s, q.width, k.rows, q.width, false});
     const Term values{k.v, q.dout_t, depth_, depth_, ahead[1].data, ahead[1].bytes};
     product_({&values, 1, scratch.dp, q.width, k.rows, q.width, false});
-    // Infinite keys or values times the zeros of a column that is no query are
-    // NaN.
+    // Infinite keys or values times the zeros of a column that is no query are NaN.
     for (int row = 0; row < k.rows && q.valid < q.width; ++row) {
       std::fill(scratch.s + row * q.width + q.valid, scratch.s + (row + 1) * q.width, 0.0f);
       std::fill(scratch.dp + row * q.width + q.valid, scratch.dp + (row + 1) * q.width, 0.0f);

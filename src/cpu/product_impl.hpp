@@ -2,10 +2,10 @@
 
 #include "cpu/kernels.hpp"
 
-// Register-blocked product of words, for the `Vec` of the including ISA file.
-// Per panel of B and depth block, 128 words deep (32 KB: it stays in L1), all
-// rows of A pass by; a block of C lives in registers over the whole depth
-// block, whichever terms that is made of. Internal linkage: see vec_avx512.hpp.
+// Register-blocked product of words, for the `Vec` of the including ISA file. Per panel of B and
+// depth block, 128 words deep (32 KB: it stays in L1), all rows of A pass by; a block of C lives in
+// registers over the whole depth block, whichever terms that is made of. Internal linkage: see
+// vec_avx512.hpp.
 
 namespace vidsparse::cpu {
 namespace {
@@ -29,9 +29,8 @@ struct Span {
 constexpr int kDepthBlock = 128;
 constexpr int kMaxSpans = 16;
 
-/// C[R][N vectors] (+)= sum over spans. `row` and `column` place the block;
-/// `width` is the panel's. `nth` block of the pass: tells its part of what is
-/// to be prefetched.
+/// C[R][N vectors] (+)= sum over spans. `row` and `column` place the block; `width` is the panel's.
+/// `nth` block of the pass: tells its part of what is to be prefetched.
 template <class Step, int R, int N>
 void product_block(const Span* spans, int count, int nth, std::ptrdiff_t row, std::ptrdiff_t panel,
                    std::ptrdiff_t column, std::ptrdiff_t width, float* c, std::ptrdiff_t ldc,
@@ -48,8 +47,8 @@ void product_block(const Span* spans, int count, int nth, std::ptrdiff_t row, st
     const float* b = spans[s].b + panel * spans[s].panel + spans[s].first * width + column;
     const std::ptrdiff_t step = spans[s].step;
     const char* ahead = spans[s].ahead + nth * spans[s].depth * step;
-    // Rows are addressed from every third one: base, base + lda, base + 2 lda
-    // need no register more.
+    // Rows are addressed from every third one: base, base + lda, base + 2 lda need no register
+    // more.
     constexpr int kBases = (R + 2) / 3;
     const float* bases[kBases];
     for (int i = 0; i < kBases; ++i) bases[i] = a + 3 * i * lda;
@@ -68,8 +67,8 @@ void product_block(const Span* spans, int count, int nth, std::ptrdiff_t row, st
   }
 }
 
-/// All rows of a strip N vectors wide. The last block may compute a row more
-/// than m, never past the next multiple of 16.
+/// All rows of a strip N vectors wide. The last block may compute a row more than m, never past the
+/// next multiple of 16.
 template <class Step, int N>
 void product_strip(const Span* spans, int count, int& nth, std::ptrdiff_t panel,
                    std::ptrdiff_t column, std::ptrdiff_t width, float* c, std::ptrdiff_t ldc, int m,
@@ -122,8 +121,7 @@ void product(const Product& p) {
   bool accumulate = p.accumulate;
   int term = 0;
   int done = 0;  // depth of terms[term] that is behind us
-  // Blocks of a pass, never too many: what is left over is fetched by the
-  // hardware.
+  // Blocks of a pass, never too many: what is left over is fetched by the hardware.
   constexpr int kRows = Vec::rows_of_block(Vec::kMaxWidth);
   const std::ptrdiff_t blocks =
       static_cast<std::ptrdiff_t>((p.m + kRows - 1) / kRows) *

@@ -9,9 +9,9 @@
 #include "cpu/stages.hpp"
 #include "cpu/workers.hpp"
 
-// Scores of pooled tensors, exact top k and coarse output. kc^T (and vc) of all
-// key heads are packed first; a unit of work is a block of query tiles of one
-// head, whose score rows never leave its worker's scratch.
+// Scores of pooled tensors, exact top k and coarse output. kc^T (and vc) of all key heads are
+// packed first; a unit of work is a block of query tiles of one head, whose score rows never leave
+// its worker's scratch.
 
 namespace vidsparse::cpu {
 namespace {
@@ -76,8 +76,8 @@ Space lay_out(core::Arena& arena, const Context& context, const SelectArgs& args
   return space;
 }
 
-/// Higher scores get higher ranks, equal ones (-0 and +0 too) the lower index
-/// the higher rank; NaN comes below -inf.
+/// Higher scores get higher ranks, equal ones (-0 and +0 too) the lower index the higher rank; NaN
+/// comes below -inf.
 std::uint64_t rank_of(float score, std::int32_t tile) {
   std::uint32_t ordered = 0;
   if (score == score) {
@@ -130,8 +130,7 @@ class Select {
     return base + (b * context_.key_heads() + g) * space_.columns * d_;
   }
 
-  /// Columns first..first + 63 of kc^T and the same rows of vc; empty tiles are
-  /// zero.
+  /// Columns first..first + 63 of kc^T and the same rows of vc; empty tiles are zero.
   void pack(std::int64_t pair, std::int64_t first) const {
     const std::int64_t b = pair / context_.key_heads();
     const std::int64_t g = pair % context_.key_heads();
@@ -192,8 +191,7 @@ class Select {
     if (args_.oc) coarse(b, head, first, m, scratch);
   }
 
-  /// The tiles a row chooses its top k from: non-empty, and video ones unless
-  /// Plain tiles compete.
+  /// The tiles a row chooses its top k from: non-empty, and video ones unless Plain tiles compete.
   std::int64_t list_candidates(const std::int32_t* counts, const Scratch& scratch) const {
     const TileLayout& layout = context_.key.layout();
     const std::int64_t words = args_.mask.shape.row_words();

@@ -41,8 +41,8 @@ void Side::gather(std::int64_t tile, std::int64_t count, std::int64_t* tokens) c
 
 namespace {
 
-/// Fragments are as wide as products want them: 16 columns, or 32 tokens where
-/// pairs of them are words along the depth of an AMX tile.
+/// Fragments are as wide as products want them: 16 columns, or 32 tokens where pairs of them are
+/// words along the depth of an AMX tile.
 int token_multiple(const core::Setting& setting, const Kernels& kernels) {
   return setting.problem.dtype == DType::bf16 && kernels.product_bf16 != nullptr ? 32 : 16;
 }

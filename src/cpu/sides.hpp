@@ -22,10 +22,9 @@ struct Counts {
   const std::int32_t* row(std::int64_t batch) const { return data + batch * batch_stride; }
 };
 
-/// The query or the key side of a problem: its tiles, and where their fragments
-/// lie in packs. A tile's valid tokens are compacted and cut in fragments of
-/// 64; in packs, fragment f of tile j starts at slot `slots[j] + 64 * f`, and
-/// the last one's width is rounded up to `multiple` only.
+/// The query or the key side of a problem: its tiles, and where their fragments lie in packs. A
+/// tile's valid tokens are compacted and cut in fragments of 64; in packs, fragment f of tile j
+/// starts at slot `slots[j] + 64 * f`, and the last one's width is rounded up to `multiple` only.
 class Side {
  public:
   Side(const TileLayout& layout, int multiple);
@@ -77,13 +76,11 @@ struct Context {
   int head_dim() const { return static_cast<int>(setting->problem.head_dim); }
   std::int64_t slots_of_tile() const { return setting->problem.tile.tokens(); }
 
-  /// Products of two bf16, else everything is fp32 by the time it is
-  /// multiplied.
+  /// Products of two bf16, else everything is fp32 by the time it is multiplied.
   bool dot_bf16() const { return dtype() == DType::bf16 && kernels->product_bf16 != nullptr; }
   /// 16-bit operands are packed as such and expanded before use.
   bool expands() const { return dtype() != DType::f32 && !dot_bf16(); }
-  /// Words of a packed row: head_dim elements, zero-padded to the product's
-  /// depth granularity.
+  /// Words of a packed row: head_dim elements, zero-padded to the product's depth granularity.
   int row_words() const;
   double scale(const std::optional<double>& given) const;
 };
@@ -110,12 +107,12 @@ class HeadRows {
   std::int64_t stride_ = 0;
 };
 
-/// A row of zeros of any dtype: stands for a query that gives no gradient,
-/// whose own row may hold infinities.
+/// A row of zeros of any dtype: stands for a query that gives no gradient, whose own row may hold
+/// infinities.
 alignas(64) inline constexpr float kZeroRow[kMaxHeadDim] = {};
 
-/// B operand of fp32 rows in panels of 64 columns: [columns /
-/// 64][depth][width]; rows from `count` to `depth` are zero, as are null ones.
+/// B operand of fp32 rows in panels of 64 columns: [columns / 64][depth][width]; rows from `count`
+/// to `depth` are zero, as are null ones.
 void pack_rows_f32(const void* const* rows, int count, int columns, float* out, int depth);
 
 }  // namespace vidsparse::cpu

@@ -4,16 +4,16 @@
 
 #include "cpu/kernels.hpp"
 
-// Row operations on scores for the `Vec` of the including ISA file. Internal
-// linkage: see vec_avx512.hpp.
+// Row operations on scores for the `Vec` of the including ISA file. Internal linkage: see
+// vec_avx512.hpp.
 
 namespace vidsparse::cpu {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-/// Minimax polynomials of 2^f with p(0) = 1: error 0.02 * 2^-23, on [0, 1) or
-/// [-1/2, 1/2], whichever way the ISA splits.
+/// Minimax polynomials of 2^f with p(0) = 1: error 0.02 * 2^-23, on [0, 1) or [-1/2, 1/2],
+/// whichever way the ISA splits.
 struct Exp2Fraction {
   Vec operator()(Vec f) const {
     constexpr bool kFromZero = Vec::kFractionFromZero;
@@ -43,8 +43,7 @@ inline float exp2_scalar(float x) {
 inline float row_maximum(const float* s, int n) {
   Vec even = Vec::set1(-kInfinity);
   Vec odd = even;
-  // Scores come first: a NaN among them is passed over here and resurfaces in
-  // exp2.
+  // Scores come first: a NaN among them is passed over here and resurfaces in exp2.
   for (int i = 0; i < n; i += 2 * Vec::kLanes) {
     even = Vec::max(Vec::load(s + i), even);
     if (i + Vec::kLanes < n) odd = Vec::max(Vec::load(s + i + Vec::kLanes), odd);
@@ -52,9 +51,8 @@ inline float row_maximum(const float* s, int n) {
   return Vec::max(even, odd).reduce_max();
 }
 
-/// Moves the row's maximum, rescales its sum and accumulators. Returns what to
-/// subtract from the scaled scores: the maximum, or 0 while that is -inf, so
-/// that exp2(-inf - 0) is 0 and not NaN.
+/// Moves the row's maximum, rescales its sum and accumulators. Returns what to subtract from the
+/// scaled scores: the maximum, or 0 while that is -inf, so that exp2(-inf - 0) is 0 and not NaN.
 inline float move_maximum(const SoftmaxBlock& block, int row, float block_maximum) {
   const float scaled = block_maximum * block.scale_log2;
   if (block.first) {
@@ -116,8 +114,8 @@ inline void softmax_f32(const SoftmaxBlock& block) {
   softmax(block, [&](int row, int i, Vec p) { p.store(block.s + row * block.lds + i); });
 }
 
-/// `put(key, column, P, dS)` stores one vector of each; called for consecutive
-/// keys, columns inside.
+/// `put(key, column, P, dS)` stores one vector of each; called for consecutive keys, columns
+/// inside.
 template <class Put>
 void gradient(const GradientBlock& block, Put put) {
   const Vec scale = Vec::set1(block.scale);
@@ -130,8 +128,7 @@ void gradient(const GradientBlock& block, Put put) {
       Vec p = Vec::zero();
       Vec ds = Vec::zero();
       if (real) {
-        // The difference first: where P is large it is small, and so is the
-        // error of its scaling.
+        // The difference first: where P is large it is small, and so is the error of its scaling.
         p = exp2(Vec::fms(Vec::load(s + i), scale, Vec::load(block.lse + i)) * log2e);
         ds = p * (Vec::load(dp + i) - Vec::load(block.delta + i));
       }

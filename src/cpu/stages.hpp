@@ -7,9 +7,9 @@
 
 namespace vidsparse::cpu {
 
-// The stages of the op, one file each. `*_bytes` is the workspace a stage needs
-// for the same arguments; it depends on the problem and the number of threads,
-// never on data. Results depend on neither threads nor workspace.
+// The stages of the op, one file each. `*_bytes` is the workspace a stage needs for the same
+// arguments; it depends on the problem and the number of threads, never on data. Results depend on
+// neither threads nor workspace.
 
 std::size_t pool_bytes(const Context& context, const PoolArgs& args);
 void pool(const Context& context, const PoolArgs& args, Workspace workspace);

@@ -47,10 +47,9 @@ struct Vec {
     return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
   }
 
-  /// 2^x = 2^n * p(x - n). Adding 1.5 * 2^23 + 127 leaves n + 127, the exponent
-  /// field of 2^n, in the low bits. Results below 2^-126 are zero, above
-  /// 2^127.5 infinite; NaN stays NaN (min and max return their second operand
-  /// then).
+  /// 2^x = 2^n * p(x - n). Adding 1.5 * 2^23 + 127 leaves n + 127, the exponent field of 2^n, in
+  /// the low bits. Results below 2^-126 are zero, above 2^127.5 infinite; NaN stays NaN (min and
+  /// max return their second operand then).
   template <class Polynomial>
   static Vec exp2(Vec x, Polynomial polynomial) {
     const __m256 low = _mm256_set1_ps(-126.0f);

@@ -5,17 +5,16 @@
 #include <cstddef>
 #include <cstdint>
 
-// Sixteen fp32 lanes. Like everything the ISA files include, it has internal
-// linkage: each of them is compiled with flags of its own, and the linker must
-// not pick one's code for another.
+// Sixteen fp32 lanes. Like everything the ISA files include, it has internal linkage: each of them
+// is compiled with flags of its own, and the linker must not pick one's code for another.
 
 namespace vidsparse::cpu {
 namespace {
 
 struct Vec {
   static constexpr int kLanes = 16;
-  /// Rows of a register block that is `n` vectors wide: at most 24
-  /// accumulators, so that B, A and they fit 32 registers.
+  /// Rows of a register block that is `n` vectors wide: at most 24 accumulators, so that B, A and
+  /// they fit 32 registers.
   static constexpr int rows_of_block(int n) { return n == 4 ? 6 : n == 3 ? 8 : 12; }
   static constexpr int kMaxWidth = 4;
 
@@ -42,9 +41,8 @@ struct Vec {
   float reduce_max() const { return _mm512_reduce_max_ps(v); }
   float reduce_add() const { return _mm512_reduce_add_ps(v); }
 
-  /// 2^x: floor and fraction come from vreduceps and vscalefps, which also do
-  /// the right thing for NaN, infinities and subnormal results. The polynomial
-  /// is `exp2_fraction` on [0, 1).
+  /// 2^x: floor and fraction come from vreduceps and vscalefps, which also do the right thing for
+  /// NaN, infinities and subnormal results. The polynomial is `exp2_fraction` on [0, 1).
   template <class Polynomial>
   static Vec exp2(Vec x, Polynomial polynomial) {
     const Vec fraction{_mm512_reduce_ps(x.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};

@@ -7,9 +7,8 @@
 #include <cstring>
 #include <limits>
 
-// Four fp32 lanes in plain C++, for the compiler to vectorise as it can: the
-// path of machines without any of the other ISAs. Internal linkage: see
-// vec_avx512.hpp.
+// Four fp32 lanes in plain C++, for the compiler to vectorise as it can: the path of machines
+// without any of the other ISAs. Internal linkage: see vec_avx512.hpp.
 
 namespace vidsparse::cpu {
 namespace {
@@ -47,8 +46,7 @@ inline std::uint16_t f16_of_float(float x) {
     half = 0x7c00U;
   } else if (magnitude >= 0x38800000U) {  // normal: round the 13 dropped bits to nearest even
     half = (magnitude - 0x38000000U + 0xfffU + ((magnitude >> 13) & 1U)) >> 13;
-  } else {  // adding 1/2 leaves multiples of 2^-24 in the low bits, rounded by
-            // the addition
+  } else {  // adding 1/2 leaves multiples of 2^-24 in the low bits, rounded by the addition
     const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
     half = std::bit_cast<std::uint32_t>(shifted) - 0x3f000000U;
   }

@@ -9,10 +9,9 @@
 
 namespace vidsparse::cpu {
 
-/// Runs work(unit, worker) for every unit in [0, units). Workers take units in
-/// ascending order from a shared counter; `worker` is below
-/// `parallel.concurrency()` and names a scratch slot. Nothing is allocated: the
-/// task captures one pointer.
+/// Runs work(unit, worker) for every unit in [0, units). Workers take units in ascending order from
+/// a shared counter; `worker` is below `parallel.concurrency()` and names a scratch slot. Nothing
+/// is allocated: the task captures one pointer.
 template <class Work>
 void for_each_unit(const ParallelFor& parallel, const Kernels& kernels, std::int64_t units,
                    Work&& work) {
