@@ -1,0 +1,66 @@
+"""Warps, pipeline stages and block sizes of every kernel: a table by architecture, no autotuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import triton
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How one kernel is launched."""
+
+    warps: int
+    stages: int
+    rows: int = 64  # of the walked side in a step
+
+
+@dataclass(frozen=True)
+class Config:
+    """One architecture's kernels."""
+
+    attend: Shape
+    key_gradients: Shape
+    query_gradients: Shape
+    coarse: Shape  # select and the coarse backward; rows: of a block of pooled vectors
+    coarse_precision: str  # of fp32 products: three TF32 ones where tensor cores have them
+
+
+# Ada and consumer Blackwell have 99 KB of shared memory a block, Ampere's and Hopper's data-centre
+# parts 163 and 227. A stage of a 64-token bf16 tile pair of 128 dimensions is 32 KB.
+TABLE = {
+    "sm80": Config(Shape(4, 3), Shape(8, 2, 64), Shape(8, 2), Shape(4, 1, 32), "tf32x3"),
+    "sm89": Config(Shape(4, 2), Shape(8, 1, 64), Shape(8, 1), Shape(4, 1, 32), "tf32x3"),
+    "sm90": Config(Shape(4, 3), Shape(8, 2, 64), Shape(8, 2), Shape(4, 1, 32), "tf32x3"),
+    "gfx": Config(Shape(4, 1), Shape(8, 1, 32), Shape(8, 1), Shape(4, 1, 32), "ieee"),
+}
+
+
+def family(backend: str, arch: int | str) -> str:
+    """The row of the table for a compile target."""
+    if backend == "hip":
+        return "gfx"
+    if arch in (90, 100, 103):
+        return "sm90"
+    return "sm80" if arch == 80 else "sm89"
+
+
+def config_for(backend: str, arch: int | str, dtype: torch.dtype) -> Config:
+    """The table's row; float32 tiles are twice as large and multiplied without tensor cores."""
+    row = TABLE[family(backend, arch)]
+    if dtype != torch.float32:
+        return row
+    return Config(Shape(8, 1), Shape(8, 1, 32), Shape(8, 1), row.coarse, row.coarse_precision)
+
+
+@lru_cache(maxsize=16)
+def device_config(device: torch.device, dtype: torch.dtype) -> Config:
+    """The configuration of the machine's accelerator (the interpreter runs sm80's)."""
+    if device.type == "cpu":
+        return config_for("cuda", 80, dtype)
+    with torch.cuda.device(device):
+        target = triton.runtime.driver.active.get_current_target()
+    return config_for(target.backend, target.arch, dtype)
