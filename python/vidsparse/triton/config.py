@@ -25,17 +25,18 @@ class Config:
     attend: Shape
     key_gradients: Shape
     query_gradients: Shape
-    coarse: Shape  # select and the coarse backward; rows: of a block of pooled vectors
+    select: Shape  # rows: query tiles of a block of scores
+    coarse: Shape  # the pooled branch's backward; rows: of a block of pooled vectors
     coarse_precision: str  # of fp32 products: three TF32 ones where tensor cores have them
 
 
 # Ada and consumer Blackwell have 99 KB of shared memory a block, Ampere's and Hopper's data-centre
 # parts 163 and 227. A stage of a 64-token bf16 tile pair of 128 dimensions is 32 KB.
 TABLE = {
-    "sm80": Config(Shape(4, 3), Shape(8, 2, 64), Shape(8, 2), Shape(4, 1, 32), "tf32x3"),
-    "sm89": Config(Shape(4, 2), Shape(8, 1, 64), Shape(8, 1), Shape(4, 1, 32), "tf32x3"),
-    "sm90": Config(Shape(4, 3), Shape(8, 2, 64), Shape(8, 2), Shape(4, 1, 32), "tf32x3"),
-    "gfx": Config(Shape(4, 1), Shape(8, 1, 32), Shape(8, 1), Shape(4, 1, 32), "ieee"),
+    "sm80": Config(Shape(4, 3), Shape(8, 2, 64), Shape(8, 2), Shape(8, 1, 32), Shape(4, 1, 32), "tf32x3"),
+    "sm89": Config(Shape(4, 2), Shape(8, 1, 64), Shape(8, 1), Shape(8, 1, 32), Shape(4, 1, 32), "tf32x3"),
+    "sm90": Config(Shape(4, 3), Shape(8, 2, 64), Shape(8, 2), Shape(8, 1, 32), Shape(4, 1, 32), "tf32x3"),
+    "gfx": Config(Shape(4, 1), Shape(8, 1, 32), Shape(8, 1), Shape(8, 1, 32), Shape(4, 1, 32), "ieee"),
 }
 
 
@@ -53,7 +54,7 @@ def config_for(backend: str, arch: int | str, dtype: torch.dtype) -> Config:
     row = TABLE[family(backend, arch)]
     if dtype != torch.float32:
         return row
-    return Config(Shape(8, 1), Shape(8, 1, 32), Shape(8, 1), row.coarse, row.coarse_precision)
+    return Config(Shape(8, 1), Shape(8, 1, 32), Shape(8, 1), row.select, row.coarse, row.coarse_precision)
 
 
 @lru_cache(maxsize=16)

@@ -23,6 +23,13 @@ LONGEST = 4096  # of a row held whole; longer ones are read again for each step
 UINT16_TILES = 65536
 
 
+def search_shape(tiles: int, block: int) -> tuple[int, int]:
+    """Rows and tiles of one block of select's search for the k-th score; the latter grow by powers
+    of two, each of which is a kernel of its own, to LONGEST, from where one kernel serves all."""
+    chunk = min(max(triton.next_power_of_2(tiles), 128), LONGEST)
+    return min(block, max(SEARCH // chunk, 1)), chunk
+
+
 def _strides(x: Tensor) -> tuple[int, int, int]:
     """Of batch, token and head, in elements."""
     return x.stride(0), x.stride(1), x.stride(2)
@@ -112,14 +119,14 @@ class TritonKernels(Kernels):
         coarse_max: Tensor | None,
         coarse_sum: Tensor | None,
     ) -> None:
-        p, shape = self.problem, self.config.coarse
+        p, shape = self.problem, self.config.select
         _, kl = self._lengths(lengths)
         rows, tiles = self.query.tiles, self.key.tiles
         block = shape.rows
         items = p.batch * p.heads_q * triton.cdiv(rows, block)
         if items == 0:
             return
-        chunk = min(max(triton.next_power_of_2(tiles), 128), LONGEST)
+        search_rows, chunk = search_shape(tiles, block)
         programs = min(items, self.select_programs)
         pitch = triton.cdiv(tiles, 128) * 128
         scratch = self._empty(programs, block, pitch)
@@ -140,7 +147,7 @@ class TritonKernels(Kernels):
             scale, selection.top_k, plain_k, int(selection.prefix_mode == "exempt"),
             coarse, selection.always is not None, kl.given,
             self.config.coarse_precision, p.head_dim,
-            block, 64, min(block, max(SEARCH // chunk, 1)), chunk, tiles <= chunk,
+            block, 64, search_rows, chunk, tiles <= chunk,
             num_warps=shape.warps, num_stages=shape.stages,
         )  # fmt: skip
 

@@ -130,11 +130,31 @@ def select_kernel(
 
 
 @triton.jit
-def _candidates(k_facts, k_tiles, tile, lengths, exempt, K_LENGTHS: tl.constexpr):
-    """Of key tiles: takes part in the top k; is kept by every row (exempt Plain chunks)."""
-    some, plain = _tile_rules(k_facts, k_tiles, tile, lengths, K_LENGTHS)
-    apart = plain & (exempt != 0)
-    return some & (apart == 0), some & apart, some
+def _load_keys(
+    address, tile, pitch, facts, tiles, lengths, exempt, LENGTHS: tl.constexpr
+):  # fmt: skip
+    """Sort keys of a chunk of score rows. Exempt Plain chunks are no candidates."""
+    some, plain = _tile_rules(facts, tiles, tile, lengths, LENGTHS)
+    candidate = some & ((plain == 0) | (exempt == 0))
+    score = tl.load(address + tile[None, :], mask=(tile < pitch)[None, :], other=0.0)
+    return _sort_keys(score, candidate[None, :])
+
+
+@triton.jit
+def _count_above(
+    bound, keys, address, pitch, facts, tiles, lengths, exempt,
+    LENGTHS: tl.constexpr, CHUNK: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """Keys of each row above the row's bound, out of `keys` where they are the whole row."""
+    if WHOLE:
+        count = tl.sum((keys > bound[:, None]).to(tl.int32), 1)
+    else:
+        count = tl.zeros_like(bound)
+        for start in range(0, tiles, CHUNK):
+            tile = start + tl.arange(0, CHUNK)
+            chunk = _load_keys(address, tile, pitch, facts, tiles, lengths, exempt, LENGTHS)
+            count += tl.sum((chunk > bound[:, None]).to(tl.int32), 1)
+    return count
 
 
 @triton.jit
@@ -149,67 +169,46 @@ def _choose_rows(
     row = first_row + line
     inside_row = row < rows
     plain_row = tl.load(q_facts + 3 * rows + row, mask=inside_row, other=0) != 0
-    wanted = top_k + tl.where(exempt != 0, 0, plain_k)
     column = tl.arange(0, CHUNK)
     address = scores + line[:, None] * pitch
-
-    candidates = 0
+    keys = tl.zeros([1, 1], tl.int32)
     if WHOLE:
-        candidate, _, _ = _candidates(k_facts, k_tiles, column, lengths, exempt, K_LENGTHS)
-        score = tl.load(address + column[None, :], mask=(column < pitch)[None, :], other=0.0)
-        keys = _sort_keys(score, candidate[None, :])
-        candidates = tl.sum(candidate.to(tl.int32), 0)
-    else:
-        for start in range(0, k_tiles, CHUNK):
-            candidate, _, _ = _candidates(
-                k_facts, k_tiles, start + column, lengths, exempt, K_LENGTHS
-            )
-            candidates += tl.sum(candidate.to(tl.int32), 0)
-    wanted = tl.minimum(wanted, candidates)
+        keys = _load_keys(address, column, pitch, k_facts, k_tiles, lengths, exempt, K_LENGTHS)
 
+    candidates = _count_above(
+        tl.full([ROWS], NOTHING, tl.int32), keys, address, pitch, k_facts, k_tiles, lengths,
+        exempt, K_LENGTHS, CHUNK, WHOLE,
+    )  # fmt: skip
+    wanted = tl.minimum(top_k + tl.where(exempt != 0, 0, plain_k), candidates)
     # The largest threshold that at least `wanted` keys reach, bit by bit from the top.
     threshold = tl.full([ROWS], NOTHING, tl.int32)
     bit = tl.full([ROWS], NOTHING, tl.int32)
     for _ in range(0, 32):
         trial = threshold ^ bit
-        reach = tl.zeros([ROWS], tl.int32)
-        if WHOLE:
-            reach = tl.sum((keys >= trial[:, None]).to(tl.int32), 1)
-        else:
-            for start in range(0, k_tiles, CHUNK):
-                tile = start + column
-                candidate, _, _ = _candidates(
-                    k_facts, k_tiles, tile, lengths, exempt, K_LENGTHS
-                )
-                score = tl.load(address + tile[None, :], mask=(tile < pitch)[None, :], other=0.0)
-                keys = _sort_keys(score, candidate[None, :])
-                reach += tl.sum((keys >= trial[:, None]).to(tl.int32), 1)
+        reach = _count_above(
+            trial - 1, keys, address, pitch, k_facts, k_tiles, lengths,
+            exempt, K_LENGTHS, CHUNK, WHOLE,
+        )  # fmt: skip
         threshold = tl.where(reach >= wanted, trial, threshold)
         bit = tl.where(bit == NOTHING, 1 << 30, bit >> 1)
-
-    above = tl.zeros([ROWS], tl.int32)
-    if WHOLE:
-        above = tl.sum((keys > threshold[:, None]).to(tl.int32), 1)
-    else:
-        for start in range(0, k_tiles, CHUNK):
-            tile = start + column
-            candidate, _, _ = _candidates(k_facts, k_tiles, tile, lengths, exempt, K_LENGTHS)
-            score = tl.load(address + tile[None, :], mask=(tile < pitch)[None, :], other=0.0)
-            keys = _sort_keys(score, candidate[None, :])
-            above += tl.sum((keys > threshold[:, None]).to(tl.int32), 1)
+    above = _count_above(
+        threshold, keys, address, pitch, k_facts, k_tiles, lengths,
+        exempt, K_LENGTHS, CHUNK, WHOLE,
+    )  # fmt: skip
 
     spare = wanted - above  # ties at the threshold that are kept, the lowest tiles first
     for start in range(0, words * 32, CHUNK):
         tile = start + column
-        _, apart, some = _candidates(k_facts, k_tiles, tile, lengths, exempt, K_LENGTHS)
-        if not WHOLE:
-            candidate, _, _ = _candidates(k_facts, k_tiles, tile, lengths, exempt, K_LENGTHS)
-            score = tl.load(address + tile[None, :], mask=(tile < pitch)[None, :], other=0.0)
-            keys = _sort_keys(score, candidate[None, :])
-        ties = (keys == threshold[:, None]).to(tl.int32)
+        if WHOLE:
+            here = keys
+        else:
+            here = _load_keys(address, tile, pitch, k_facts, k_tiles, lengths, exempt, K_LENGTHS)
+        ties = (here == threshold[:, None]).to(tl.int32)
         kept = (ties != 0) & (tl.cumsum(ties, 1) <= spare[:, None])
         spare -= tl.sum(ties, 1)
-        chosen = (keys > threshold[:, None]) | kept | apart[None, :] | plain_row[:, None]
+        some, plain = _tile_rules(k_facts, k_tiles, tile, lengths, K_LENGTHS)
+        apart = plain & (exempt != 0)
+        chosen = (here > threshold[:, None]) | kept | apart[None, :] | plain_row[:, None]
         if HAS_ALWAYS:
             word = tl.load(
                 always + row.to(tl.int64)[:, None] * words + (tile // 32)[None, :],
@@ -219,9 +218,9 @@ def _choose_rows(
             chosen = chosen | (((word >> (tile % 32)[None, :]) & 1) != 0)
         chosen = chosen & some[None, :]
         bits = tl.reshape(chosen.to(tl.int32) << (tile % 32)[None, :], [ROWS, CHUNK // 32, 32])
-        word_index = start // 32 + tl.arange(0, CHUNK // 32)
+        half = start // 32 + tl.arange(0, CHUNK // 32)
         tl.store(
-            mask + row.to(tl.int64)[:, None] * words + word_index[None, :],
+            mask + row.to(tl.int64)[:, None] * words + half[None, :],
             tl.sum(bits, 2),
-            mask=inside_row[:, None] & (word_index < words)[None, :],
+            mask=inside_row[:, None] & (half < words)[None, :],
         )
