@@ -10,7 +10,6 @@ memory than a block of the target has.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import pathlib
 import re
@@ -27,9 +26,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "python"
 
 from vidsparse.triton.attend import attend_kernel  # noqa: E402
 from vidsparse.triton.coarse import coarse_backward_kernel  # noqa: E402
-from vidsparse.triton.config import Config, config_for  # noqa: E402
+from vidsparse.triton.config import Config, Shape, config_for  # noqa: E402
 from vidsparse.triton.gradients import key_gradients_kernel, query_gradients_kernel  # noqa: E402
-from vidsparse.triton.kernels import search_shape  # noqa: E402
+from vidsparse.triton.kernels import PLAIN_WARPS, search_shape  # noqa: E402
 from vidsparse.triton.lists import lists_kernel  # noqa: E402
 from vidsparse.triton.pool import pool_kernel  # noqa: E402
 from vidsparse.triton.prepare import prepare_kernel  # noqa: E402
@@ -59,28 +58,33 @@ TILES = 2048  # the bucket of tile counts that select is compiled for
 def kernels(config: Config, dim: int):
     """Name, function, launch shape and constants of each kernel, in its fullest variant."""
     lengths = {"Q_LENGTHS": True, "K_LENGTHS": True}
-    product = {"E": 64, "D": dim, "PRECISION": "ieee"}
+
+    def walk(shape):
+        return {**lengths, "E": 64, "D": dim, "PRECISION": "ieee",
+                "ROWS": shape.rows, "COLUMNS": shape.columns}  # fmt: skip
+
     pooled = {"D": dim, "PRECISION": config.coarse_precision}
     rows, chunk = search_shape(TILES, config.coarse.rows)
-    small = dataclasses.replace(config.coarse, warps=4, stages=3)
+    plain = Shape(PLAIN_WARPS, 3)
     return [
-        ("pool", pool_kernel, small,
+        ("pool", pool_kernel, plain,
          {**lengths, "HAS_Q": True, "HAS_K": True, "HAS_V": True, "E": 64, "D": dim}),
         ("select", select_kernel, config.select,
          {**pooled, "HAS_COARSE": True, "HAS_ALWAYS": True, "K_LENGTHS": True,
-          "BM": config.select.rows, "BN": 64, "ROWS": rows, "CHUNK": chunk, "WHOLE": True}),
-        ("lists", lists_kernel, small,
+          "BM": config.select.rows, "BN": config.select.columns, "ROWS": rows, "CHUNK": chunk, "WHOLE": True}),
+        ("lists", lists_kernel, plain,
          {"BY_KEY": True, "LENGTHS": True, "E": 64, "LINES": 32, "CHUNK": 128}),
         ("attend", attend_kernel, config.attend,
-         {**product, **lengths, "GATE": 2, "HAS_LSE": True}),
-        ("prepare", prepare_kernel, small,
+         {**walk(config.attend), "GATE": 2, "HAS_LSE": True,
+          "MASKED_STAGES": config.attend.masked_stages or config.attend.stages}),
+        ("prepare", prepare_kernel, plain,
          {"GATE": 2, "HAS_DGATE": True, "HAS_DLSE": True, "Q_LENGTHS": True, "E": 64, "D": dim}),
         ("coarse_backward", coarse_backward_kernel, config.coarse,
          {**pooled, **lengths, "BLOCK": config.coarse.rows}),
         ("key_gradients", key_gradients_kernel, config.key_gradients,
-         {**product, **lengths, "HAS_COARSE": True, "ROWS": config.key_gradients.rows}),
+         {**walk(config.key_gradients), "HAS_COARSE": True}),
         ("query_gradients", query_gradients_kernel, config.query_gradients,
-         {**product, **lengths, "HAS_COARSE": True}),
+         {**walk(config.query_gradients), "HAS_COARSE": True}),
     ]  # fmt: skip
 
 

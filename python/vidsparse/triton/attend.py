@@ -15,34 +15,36 @@ def _walk(
     acc, total, top, query, k, v, items, step_sign, count, k_tokens, k_facts, k_tiles, lengths,
     k_stride_t, v_stride_t, scale2,
     MASKED: tl.constexpr, K_LENGTHS: tl.constexpr,
-    E: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr,
+    E: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED_STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Online softmax over the fragments of `count` listed tiles. `top` is the running maximum of
+    """Online softmax over `count` listed tiles, COLUMNS keys a step. `top` is the running maximum of
     the raw products; weights are 2^(scale2 * (product - top)), scale2 >= 0."""
-    PARTS: tl.constexpr = E // 64
-    slot = tl.arange(0, 64)
+    PARTS: tl.constexpr = E // COLUMNS
+    slot = tl.arange(0, COLUMNS)
     dim = tl.arange(0, D)
-    # The next fragment's tokens are looked up one step ahead: else every step would wait for two
+    # The next step's tokens are looked up one step ahead: else every step would wait for two
     # loads in a row before its keys could even be asked for.
     last = tl.maximum(count * PARTS - 1, 0)
     tile = tl.load(items, mask=count > 0, other=0).to(tl.int32)
-    token = tl.load(k_tokens + tile * E + slot).to(tl.int64)
-    for step in range(0, count * PARTS):
+    token = tl.load(k_tokens + tile * E + slot)
+    for step in tl.range(0, count * PARTS, num_stages=MASKED_STAGES if MASKED else None):
+        row = token.to(tl.int64)[:, None]
         if MASKED:
             valid = valid_tokens(k_facts, k_tiles, tile, lengths, True, K_LENGTHS)
-            alive = slot < valid - (step % PARTS) * 64
+            alive = slot < valid - (step % PARTS) * COLUMNS
             key = tl.load(
-                k + token[:, None] * k_stride_t + dim[None, :], mask=alive[:, None], other=0.0
+                k + row * k_stride_t + dim[None, :], mask=alive[:, None], other=0.0
             )
             value = tl.load(
-                v + token[:, None] * v_stride_t + dim[None, :], mask=alive[:, None], other=0.0
+                v + row * v_stride_t + dim[None, :], mask=alive[:, None], other=0.0
             )
         else:
-            key = tl.load(k + token[:, None] * k_stride_t + dim[None, :])
-            value = tl.load(v + token[:, None] * v_stride_t + dim[None, :])
+            key = tl.load(k + row * k_stride_t + dim[None, :])
+            value = tl.load(v + row * v_stride_t + dim[None, :])
         following = tl.minimum(step + 1, last)
         tile = tl.load(items + step_sign * (following // PARTS)).to(tl.int32)
-        token = tl.load(k_tokens + tile * E + (following % PARTS) * 64 + slot).to(tl.int64)
+        token = tl.load(k_tokens + tile * E + (following % PARTS) * COLUMNS + slot)
 
         score = tl.dot(query, tl.trans(key), input_precision=PRECISION)
         if MASKED:
@@ -79,24 +81,23 @@ def attend_kernel(
     scale, gate_value,
     GATE: tl.constexpr,  # 0 none, 1 a number, 2 a tensor
     HAS_LSE: tl.constexpr, Q_LENGTHS: tl.constexpr, K_LENGTHS: tl.constexpr,
-    E: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr,
+    E: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr, MASKED_STAGES: tl.constexpr,  # of the loop over tiles that need masks
 ):  # fmt: skip
-    """One program a query fragment: grid (fragments, H, B)."""
-    PARTS: tl.constexpr = E // 64
-    fragment = tl.program_id(0)
+    """One program ROWS queries of a tile: grid (Nq * E / ROWS, H, B)."""
+    PARTS: tl.constexpr = E // ROWS
+    block = tl.program_id(0)
     head = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
-    tile = fragment // PARTS
-    slot = (fragment % PARTS) * 64 + tl.arange(0, 64)
+    tile = block // PARTS
+    slot = (block % PARTS) * ROWS + tl.arange(0, ROWS)
     dim = tl.arange(0, D)
     kv_head = (head // group).to(tl.int64)
     head = head.to(tl.int64)
     line = (batch * heads + head) * q_tiles + tile
 
-    valid = valid_tokens(
-        q_facts, q_tiles, tile, q_lengths + batch * q_length_stride, True, Q_LENGTHS
-    )
-    exists = slot < tl.load(q_facts + tile)  # in memory; pads of packed tiles are written too
+    q_lengths += batch * q_length_stride
+    valid = valid_tokens(q_facts, q_tiles, tile, q_lengths, True, Q_LENGTHS)
     alive = slot < valid
     token = tl.load(q_tokens + tile * E + slot).to(tl.int64)
     query = tl.load(
@@ -116,18 +117,21 @@ def attend_kernel(
     back = tl.load(counts + line * 2 + 1)
     items += line * capacity
 
-    acc = tl.zeros([64, D], tl.float32)
-    total = tl.zeros([64], tl.float32)
-    top = tl.full([64], float("-inf"), tl.float32)
+    acc = tl.zeros([ROWS, D], tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    top = tl.full([ROWS], float("-inf"), tl.float32)
     acc, total, top = _walk(
         acc, total, top, query, k, v, items, 1, front, k_tokens, k_facts, k_tiles, k_lengths,
-        k_stride_t, v_stride_t, scale2, False, K_LENGTHS, E, D, PRECISION,
+        k_stride_t, v_stride_t, scale2, False, K_LENGTHS, E, D, COLUMNS, PRECISION,
+        MASKED_STAGES,
     )  # fmt: skip
     acc, total, top = _walk(
         acc, total, top, query, k, v, items + capacity - 1, -1, back, k_tokens, k_facts, k_tiles,
-        k_lengths, k_stride_t, v_stride_t, scale2, True, K_LENGTHS, E, D, PRECISION,
+        k_lengths, k_stride_t, v_stride_t, scale2, True, K_LENGTHS, E, D, COLUMNS, PRECISION,
+        MASKED_STAGES,
     )  # fmt: skip
 
+    exists = slot < tl.load(q_facts + tile)  # in memory; pads of packed tiles are written too
     nothing = total == 0.0
     result = tl.where(nothing[:, None], 0.0, acc / total[:, None])
     if GATE != 0:

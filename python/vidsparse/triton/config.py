@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -15,7 +15,9 @@ class Shape:
 
     warps: int
     stages: int
-    rows: int = 64  # of the walked side in a step
+    rows: int = 64  # tokens (or pooled tiles) of the side that a program owns; divides 64
+    columns: int = 64  # of the side that it walks, in a step; divides 64
+    masked_stages: int | None = None  # of the loop over ragged tiles, where others than `stages`
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,41 @@ class Config:
 
 
 # Ada and consumer Blackwell have 99 KB of shared memory a block, Ampere's and Hopper's data-centre
-# parts 163 and 227. A stage of a 64-token bf16 tile pair of 128 dimensions is 32 KB.
+# parts 163 and 227. A stage of a 64-token bf16 tile pair of 128 dimensions is 32 KB. Where ragged
+# tiles take one stage, more of them spill registers.
 TABLE = {
-    "sm80": Config(Shape(4, 3), Shape(8, 2, 64), Shape(8, 2), Shape(8, 1, 32), Shape(4, 1, 32), "tf32x3"),
-    "sm89": Config(Shape(4, 2), Shape(8, 1, 64), Shape(8, 1), Shape(8, 1, 32), Shape(4, 1, 32), "tf32x3"),
-    "sm90": Config(Shape(4, 3), Shape(8, 2, 64), Shape(8, 2), Shape(8, 1, 32), Shape(4, 1, 32), "tf32x3"),
-    "gfx": Config(Shape(4, 1), Shape(8, 1, 32), Shape(8, 1), Shape(8, 1, 32), Shape(4, 1, 32), "ieee"),
+    "sm80": Config(
+        attend=Shape(4, 3, masked_stages=1),
+        key_gradients=Shape(8, 2),
+        query_gradients=Shape(8, 2),
+        select=Shape(4, 1, 16, 32),
+        coarse=Shape(8, 1, 16),
+        coarse_precision="tf32x3",
+    ),
+    "sm89": Config(
+        attend=Shape(4, 2, masked_stages=1),
+        key_gradients=Shape(8, 1),
+        query_gradients=Shape(8, 1),
+        select=Shape(4, 1, 16, 32),
+        coarse=Shape(8, 1, 16),
+        coarse_precision="tf32x3",
+    ),
+    "sm90": Config(
+        attend=Shape(4, 3),
+        key_gradients=Shape(8, 2),
+        query_gradients=Shape(8, 2),
+        select=Shape(4, 1, 16, 32),
+        coarse=Shape(8, 1, 16),
+        coarse_precision="tf32x3",
+    ),
+    "gfx": Config(
+        attend=Shape(8, 1),
+        key_gradients=Shape(8, 1, 64, 32),
+        query_gradients=Shape(8, 1),
+        select=Shape(8, 1, 16, 32),
+        coarse=Shape(8, 1, 16),
+        coarse_precision="ieee",
+    ),
 }
 
 
@@ -54,7 +85,12 @@ def config_for(backend: str, arch: int | str, dtype: torch.dtype) -> Config:
     row = TABLE[family(backend, arch)]
     if dtype != torch.float32:
         return row
-    return Config(Shape(8, 1), Shape(8, 1, 32), Shape(8, 1), row.select, row.coarse, row.coarse_precision)
+    return replace(
+        row,
+        attend=Shape(8, 1, 32, 32),
+        key_gradients=Shape(8, 1, 32, 32),
+        query_gradients=Shape(8, 1, 64, 32),
+    )
 
 
 @lru_cache(maxsize=16)

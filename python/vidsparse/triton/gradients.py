@@ -15,36 +15,37 @@ def _key_walk(
     dk, dv, key, value, q, dout, lse, delta, items, step_sign, count, q_tokens, q_facts, q_tiles,
     q_lengths, q_stride_t, do_stride_t, scale2,
     MASKED: tl.constexpr, Q_LENGTHS: tl.constexpr,
-    E: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
+    E: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Adds what `count` listed query tiles give to one key fragment, ROWS queries a step."""
-    PARTS: tl.constexpr = E // ROWS
-    slot = tl.arange(0, ROWS)
+    """Adds what `count` listed query tiles give to a block of keys, COLUMNS queries a step."""
+    PARTS: tl.constexpr = E // COLUMNS
+    slot = tl.arange(0, COLUMNS)
     dim = tl.arange(0, D)
     last = tl.maximum(count * PARTS - 1, 0)
     tile = tl.load(items, mask=count > 0, other=0).to(tl.int32)
-    token = tl.load(q_tokens + tile * E + slot).to(tl.int64)
+    token = tl.load(q_tokens + tile * E + slot)
     for step in range(0, count * PARTS):
+        row = token.to(tl.int64)[:, None]
         if MASKED:
             valid = valid_tokens(q_facts, q_tiles, tile, q_lengths, True, Q_LENGTHS)
-            alive = slot < valid - (step % PARTS) * ROWS
+            alive = slot < valid - (step % PARTS) * COLUMNS
             norm = tl.load(lse + token, mask=alive, other=float("-inf"))
             alive = alive & (norm != float("-inf"))
             inner = tl.load(delta + token, mask=alive, other=0.0)
             query = tl.load(
-                q + token[:, None] * q_stride_t + dim[None, :], mask=alive[:, None], other=0.0
+                q + row * q_stride_t + dim[None, :], mask=alive[:, None], other=0.0
             )
             grad = tl.load(
-                dout + token[:, None] * do_stride_t + dim[None, :], mask=alive[:, None], other=0.0
+                dout + row * do_stride_t + dim[None, :], mask=alive[:, None], other=0.0
             )
         else:
             norm = tl.load(lse + token)
             inner = tl.load(delta + token)
-            query = tl.load(q + token[:, None] * q_stride_t + dim[None, :])
-            grad = tl.load(dout + token[:, None] * do_stride_t + dim[None, :])
+            query = tl.load(q + row * q_stride_t + dim[None, :])
+            grad = tl.load(dout + row * do_stride_t + dim[None, :])
         following = tl.minimum(step + 1, last)
         tile = tl.load(items + step_sign * (following // PARTS)).to(tl.int32)
-        token = tl.load(q_tokens + tile * E + (following % PARTS) * ROWS + slot).to(tl.int64)
+        token = tl.load(q_tokens + tile * E + (following % PARTS) * COLUMNS + slot)
 
         score = tl.dot(key, tl.trans(query), input_precision=PRECISION)
         weight = tl.exp2(score * scale2 - (norm * LOG2E)[None, :])
@@ -77,15 +78,16 @@ def key_gradients_kernel(
     dv_stride_b, dv_stride_t, dv_stride_h,
     heads, group, q_tiles, k_tiles, capacity, q_total, scale,
     HAS_COARSE: tl.constexpr, Q_LENGTHS: tl.constexpr, K_LENGTHS: tl.constexpr,
-    E: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
+    E: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program a key fragment: grid (fragments, G, B)."""
-    PARTS: tl.constexpr = E // 64
-    fragment = tl.program_id(0)
+    """One program ROWS keys of a tile: grid (Nk * E / ROWS, G, B)."""
+    PARTS: tl.constexpr = E // ROWS
+    block = tl.program_id(0)
     kv_head = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
-    tile = fragment // PARTS
-    slot = (fragment % PARTS) * 64 + tl.arange(0, 64)
+    tile = block // PARTS
+    slot = (block % PARTS) * ROWS + tl.arange(0, ROWS)
     dim = tl.arange(0, D)
 
     valid = valid_tokens(
@@ -105,8 +107,8 @@ def key_gradients_kernel(
         other=0.0,
     )
     q_lengths += batch * q_length_stride
-    d_key = tl.zeros([64, D], tl.float32)
-    d_value = tl.zeros([64, D], tl.float32)
+    d_key = tl.zeros([ROWS, D], tl.float32)
+    d_value = tl.zeros([ROWS, D], tl.float32)
     for member in range(0, group):
         head = kv_head * group + member
         plane = batch * heads + head
@@ -121,13 +123,13 @@ def key_gradients_kernel(
         d_key, d_value = _key_walk(
             d_key, d_value, key, value, queries, grads, norms, inners, list_start, 1, front,
             q_tokens, q_facts, q_tiles, q_lengths, q_stride_t, do_stride_t, scale * LOG2E,
-            False, Q_LENGTHS, E, D, ROWS, PRECISION,
+            False, Q_LENGTHS, E, D, COLUMNS, PRECISION,
         )  # fmt: skip
         d_key, d_value = _key_walk(
             d_key, d_value, key, value, queries, grads, norms, inners,
             list_start + capacity - 1, -1, back,
             q_tokens, q_facts, q_tiles, q_lengths, q_stride_t, do_stride_t, scale * LOG2E,
-            True, Q_LENGTHS, E, D, ROWS, PRECISION,
+            True, Q_LENGTHS, E, D, COLUMNS, PRECISION,
         )  # fmt: skip
 
     d_key *= scale
@@ -155,31 +157,32 @@ def _query_walk(
     dq, query, grad, norm2, inner, k, v, items, step_sign, count, k_tokens, k_facts, k_tiles,
     k_lengths, k_stride_t, v_stride_t, scale2,
     MASKED: tl.constexpr, K_LENGTHS: tl.constexpr,
-    E: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr,
+    E: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Adds what `count` listed key tiles give to one query fragment."""
-    PARTS: tl.constexpr = E // 64
-    slot = tl.arange(0, 64)
+    """Adds what `count` listed key tiles give to a block of queries, COLUMNS keys a step."""
+    PARTS: tl.constexpr = E // COLUMNS
+    slot = tl.arange(0, COLUMNS)
     dim = tl.arange(0, D)
     last = tl.maximum(count * PARTS - 1, 0)
     tile = tl.load(items, mask=count > 0, other=0).to(tl.int32)
-    token = tl.load(k_tokens + tile * E + slot).to(tl.int64)
+    token = tl.load(k_tokens + tile * E + slot)
     for step in range(0, count * PARTS):
+        row = token.to(tl.int64)[:, None]
         if MASKED:
             valid = valid_tokens(k_facts, k_tiles, tile, k_lengths, True, K_LENGTHS)
-            alive = slot < valid - (step % PARTS) * 64
+            alive = slot < valid - (step % PARTS) * COLUMNS
             key = tl.load(
-                k + token[:, None] * k_stride_t + dim[None, :], mask=alive[:, None], other=0.0
+                k + row * k_stride_t + dim[None, :], mask=alive[:, None], other=0.0
             )
             value = tl.load(
-                v + token[:, None] * v_stride_t + dim[None, :], mask=alive[:, None], other=0.0
+                v + row * v_stride_t + dim[None, :], mask=alive[:, None], other=0.0
             )
         else:
-            key = tl.load(k + token[:, None] * k_stride_t + dim[None, :])
-            value = tl.load(v + token[:, None] * v_stride_t + dim[None, :])
+            key = tl.load(k + row * k_stride_t + dim[None, :])
+            value = tl.load(v + row * v_stride_t + dim[None, :])
         following = tl.minimum(step + 1, last)
         tile = tl.load(items + step_sign * (following // PARTS)).to(tl.int32)
-        token = tl.load(k_tokens + tile * E + (following % PARTS) * 64 + slot).to(tl.int64)
+        token = tl.load(k_tokens + tile * E + (following % PARTS) * COLUMNS + slot)
 
         score = tl.dot(query, tl.trans(key), input_precision=PRECISION)
         d_weight = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
@@ -207,15 +210,16 @@ def query_gradients_kernel(
     dq_stride_b, dq_stride_t, dq_stride_h,
     heads, group, q_tiles, k_tiles, capacity, q_total, scale,
     HAS_COARSE: tl.constexpr, Q_LENGTHS: tl.constexpr, K_LENGTHS: tl.constexpr,
-    E: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr,
+    E: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program a query fragment: grid (fragments, H, B)."""
-    PARTS: tl.constexpr = E // 64
-    fragment = tl.program_id(0)
+    """One program ROWS queries of a tile: grid (Nq * E / ROWS, H, B)."""
+    PARTS: tl.constexpr = E // ROWS
+    block = tl.program_id(0)
     head = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
-    tile = fragment // PARTS
-    slot = (fragment % PARTS) * 64 + tl.arange(0, 64)
+    tile = block // PARTS
+    slot = (block % PARTS) * ROWS + tl.arange(0, ROWS)
     dim = tl.arange(0, D)
     kv_head = (head // group).to(tl.int64)
     head = head.to(tl.int64)
@@ -246,16 +250,16 @@ def query_gradients_kernel(
     front = tl.load(counts + line * 2)
     back = tl.load(counts + line * 2 + 1)
     items += line * capacity
-    acc = tl.zeros([64, D], tl.float32)
+    acc = tl.zeros([ROWS, D], tl.float32)
     acc = _query_walk(
         acc, query, grad, norm * LOG2E, inner, k, v, items, 1, front, k_tokens, k_facts, k_tiles,
         k_lengths, k_stride_t, v_stride_t, scale * LOG2E,
-        False, K_LENGTHS, E, D, PRECISION,
+        False, K_LENGTHS, E, D, COLUMNS, PRECISION,
     )  # fmt: skip
     acc = _query_walk(
         acc, query, grad, norm * LOG2E, inner, k, v, items + capacity - 1, -1, back,
         k_tokens, k_facts, k_tiles, k_lengths, k_stride_t, v_stride_t, scale * LOG2E,
-        True, K_LENGTHS, E, D, PRECISION,
+        True, K_LENGTHS, E, D, COLUMNS, PRECISION,
     )  # fmt: skip
     # Rows of lse = -inf met weights of 2^inf above; they have no fine gradient.
     acc = tl.where((norm == float("-inf"))[:, None], 0.0, acc * scale)

@@ -18,8 +18,9 @@ from .prepare import prepare_kernel
 from .select import select_kernel
 from .tiles import Tables, tables_of
 
-SEARCH = 16384  # scores of the rows that one step of the search holds in registers
+SEARCH = 8192  # scores of the rows that one step of the search holds in registers
 LONGEST = 4096  # of a row held whole; longer ones are read again for each step
+PLAIN_WARPS = 8  # of the kernels that only move memory
 UINT16_TILES = 65536
 
 
@@ -103,7 +104,7 @@ class TritonKernels(Kernels):
             self.query.tiles, self.key.tiles, p.heads_q, p.heads_kv,
             q is not None, k is not None, v is not None, ql.given, kl.given,
             self.key.slots, p.head_dim,
-            num_warps=4,
+            num_warps=PLAIN_WARPS,
         )  # fmt: skip
 
     def select(
@@ -147,7 +148,7 @@ class TritonKernels(Kernels):
             scale, selection.top_k, plain_k, int(selection.prefix_mode == "exempt"),
             coarse, selection.always is not None, kl.given,
             self.config.coarse_precision, p.head_dim,
-            block, 64, search_rows, chunk, tiles <= chunk,
+            block, shape.columns, search_rows, chunk, tiles <= chunk,
             num_warps=shape.warps, num_stages=shape.stages,
         )  # fmt: skip
 
@@ -171,7 +172,7 @@ class TritonKernels(Kernels):
                 halves.stride(0), halves.stride(1),
                 lines, facts.tiles, p.heads_q, self.words, capacity,
                 by_key, lengths.given, facts.slots, block, 128,
-                num_warps=4,
+                num_warps=PLAIN_WARPS,
             )  # fmt: skip
         return items, counts, capacity
 
@@ -206,11 +207,11 @@ class TritonKernels(Kernels):
     ) -> None:
         p, shape = self.problem, self.config.attend
         ql, kl = self._lengths(lengths)
-        if self.query.fragments * p.batch * p.heads_q == 0:
+        if self.query.tiles * p.batch * p.heads_q == 0:
             return
         items, counts, capacity = self._lists(mask, capacity, self.key, kl, None)
         weights = gate if isinstance(gate, Tensor) else q
-        attend_kernel[(self.query.fragments, p.heads_q, p.batch)](
+        attend_kernel[(self.query.blocks(shape.rows), p.heads_q, p.batch)](
             q, k, v, weights, out, self.no_floats if lse is None else lse,
             self.no_floats if oc is None else oc, items, counts,
             self.query.tokens, self.key.tokens, self.query.facts, self.key.facts,
@@ -219,7 +220,8 @@ class TritonKernels(Kernels):
             p.heads_q, self.group, self.query.tiles, self.key.tiles, capacity, q.shape[1],
             scale, gate if isinstance(gate, float) else 0.0,
             _gate_kind(gate), lse is not None, ql.given, kl.given,
-            self.key.slots, p.head_dim, self.precision,
+            self.key.slots, p.head_dim, shape.rows, shape.columns, self.precision,
+            shape.masked_stages or shape.stages,
             num_warps=shape.warps, num_stages=shape.stages,
         )  # fmt: skip
 
@@ -300,7 +302,7 @@ class TritonKernels(Kernels):
                 *_strides(out), *_strides(dout), *_strides(weights), *_strides(d_weights),
                 h, query.tiles, q.shape[1], gate if isinstance(gate, float) else 0.0,
                 kind, dgate is not None, dlse is not None, ql.given, query.slots, d,
-                num_warps=4,
+                num_warps=PLAIN_WARPS,
             )  # fmt: skip
         dqc = dkc = dvc = self.no_floats
         if coarse:
@@ -312,25 +314,25 @@ class TritonKernels(Kernels):
             ql.tensor, kl.tensor, ql.stride, kl.stride,
             *_strides(q), *_strides(k), *_strides(v), *_strides(dout),
         )  # fmt: skip
-        if key.fragments * b * g > 0:
+        if key.tiles * b * g > 0:
             items, counts, capacity = self._lists(mask, query.tiles, query, ql, whole)
             shape = config.key_gradients
-            key_gradients_kernel[(key.fragments, g, b)](
+            key_gradients_kernel[(key.blocks(shape.rows), g, b)](
                 q, k, v, dout, dk, dv, lse, delta, dkc, dvc, items, counts,
                 *common, *_strides(dk), *_strides(dv),
                 h, self.group, query.tiles, key.tiles, capacity, q.shape[1], scale,
-                coarse, ql.given, kl.given, key.slots, d, shape.rows, self.precision,
+                coarse, ql.given, kl.given, key.slots, d, shape.rows, shape.columns, self.precision,
                 num_warps=shape.warps, num_stages=shape.stages,
             )  # fmt: skip
             del items, counts  # the other lists take the same memory
-        if query.fragments * b * h > 0:
+        if query.tiles * b * h > 0:
             items, counts, capacity = self._lists(mask, key.tiles, key, kl, None)
             shape = config.query_gradients
-            query_gradients_kernel[(query.fragments, h, b)](
+            query_gradients_kernel[(query.blocks(shape.rows), h, b)](
                 q, k, v, dout, dq, lse, delta, dqc, items, counts,
                 *common, *_strides(dq),
                 h, self.group, query.tiles, key.tiles, capacity, q.shape[1], scale,
-                coarse, ql.given, kl.given, key.slots, d, self.precision,
+                coarse, ql.given, kl.given, key.slots, d, shape.rows, shape.columns, self.precision,
                 num_warps=shape.warps, num_stages=shape.stages,
             )  # fmt: skip
 

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from ..layout import TileLayout
 
-FRAGMENT = 64  # tokens of a tile that a kernel works on at a time
-
 
 @dataclass(frozen=True)
 class Tables:
@@ -25,10 +23,9 @@ class Tables:
     tiles: int
     slots: int  # E
 
-    @property
-    def fragments(self) -> int:
-        """Of all tiles."""
-        return self.tiles * self.slots // FRAGMENT
+    def blocks(self, rows: int) -> int:
+        """Programs of `rows` slots each that make up all tiles."""
+        return self.tiles * self.slots // rows
 
 
 @lru_cache(maxsize=64)
