@@ -21,12 +21,12 @@ from vidsparse.backends import Lengths, Selection
 from vidsparse.triton.config import Shape
 
 WARPS, STAGES = (4, 8), (1, 2, 3, 4)
-CANDIDATES = {  # kernel -> warps, stages, rows
-    "attend": (WARPS, STAGES[1:], (64,)),
-    "key_gradients": (WARPS, STAGES[:3], (32, 64)),
-    "query_gradients": (WARPS, STAGES[:3], (64,)),
-    "select": (WARPS, STAGES[:2], (16, 32, 64)),
-    "coarse": (WARPS, STAGES[:2], (16, 32, 64)),
+CANDIDATES = {  # kernel -> warps, stages, rows, columns, stages of masked loops
+    "attend": (WARPS, STAGES[1:], (64,), (32, 64), (None,)),
+    "key_gradients": (WARPS, STAGES[:3], (64,), (32, 64), (None,)),
+    "query_gradients": (WARPS, STAGES[:3], (64,), (32, 64), (None,)),
+    "select": (WARPS, STAGES[:2], (16, 32), (32, 64), (None,)),
+    "coarse": (WARPS, STAGES[:2], (16, 32), (64,), (None,)),
 }
 
 
@@ -64,8 +64,8 @@ def main() -> None:
     for kernel in options.kernels.split(","):
         stage = stage_of(case, kernel)
         calls = {}
-        for warps, stages, rows in itertools.product(*CANDIDATES[kernel]):
-            shape = Shape(warps, stages, rows)
+        for sizes in itertools.product(*CANDIDATES[kernel]):
+            shape = Shape(*sizes)
 
             def call(shape=shape, kernel=kernel, stage=stage):
                 case.kernels.config = dataclasses.replace(table, **{kernel: shape})
@@ -77,10 +77,10 @@ def main() -> None:
             except Exception as failure:  # too much shared memory is a fact about the candidate
                 print(f"{kernel:16} {shape}: {str(failure).strip().splitlines()[-1][:80]}")
                 continue
-            calls[f"warps {warps} stages {stages} rows {rows}"] = call
+            calls[" ".join(map(str, sizes))] = call
         for name, time in sorted(in_turns(calls, options.rounds, options.rep).items(),
                                  key=lambda item: item[1]):  # fmt: skip
-            print(f"{kernel:16} {name:28} {time:8.3f} ms", flush=True)
+            print(f"{kernel:16} {name:20} {time:8.3f} ms", flush=True)
             records.append({"kernel": kernel, "shape": name, "milliseconds": time})
         case.kernels.config = table
     if options.json:

@@ -45,8 +45,8 @@ TABLE = {
         coarse_precision="tf32x3",
     ),
     "sm89": Config(
-        attend=Shape(4, 2, masked_stages=1),
-        key_gradients=Shape(8, 1),
+        attend=Shape(4, 2, 64, 32, masked_stages=1),
+        key_gradients=Shape(8, 1, 64, 32),
         query_gradients=Shape(8, 1),
         select=Shape(4, 1, 16, 32),
         coarse=Shape(8, 1, 16),

@@ -18,7 +18,7 @@ from .prepare import prepare_kernel
 from .select import select_kernel
 from .tiles import Tables, tables_of
 
-SEARCH = 8192  # scores of the rows that one step of the search holds in registers
+SEARCH = 4096  # scores of the rows that one step of the search holds in registers
 LONGEST = 4096  # of a row held whole; longer ones are read again for each step
 PLAIN_WARPS = 8  # of the kernels that only move memory
 UINT16_TILES = 65536
