@@ -20,13 +20,13 @@ from triton_case import Case, in_turns
 from vidsparse.backends import Lengths, Selection
 from vidsparse.triton.config import Shape
 
-WARPS, STAGES = (4, 8), (1, 2, 3, 4)
+WARPS = (4, 8)
 CANDIDATES = {  # kernel -> warps, stages, rows, columns, stages of masked loops
-    "attend": (WARPS, STAGES[1:], (64,), (32, 64), (None,)),
-    "key_gradients": (WARPS, STAGES[:3], (64,), (32, 64), (None,)),
-    "query_gradients": (WARPS, STAGES[:3], (64,), (32, 64), (None,)),
-    "select": (WARPS, STAGES[:2], (16, 32), (32, 64), (None,)),
-    "coarse": (WARPS, STAGES[:2], (16, 32), (64,), (None,)),
+    "attend": (WARPS, (2, 3, 4), (64,), (64,), (None,)),
+    "key_gradients": (WARPS, (1, 2), (64,), (32, 64), (None,)),
+    "query_gradients": (WARPS, (1, 2, 3), (64,), (64,), (None,)),
+    "select": (WARPS, (1,), (16, 32), (32, 64), (None,)),
+    "coarse": (WARPS, (1,), (16, 32), (64,), (None,)),
 }
 
 
