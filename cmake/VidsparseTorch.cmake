@@ -35,3 +35,5 @@ else()
                       "LINKER:--exclude-libs,ALL")
   set_target_properties(vidsparse_torch PROPERTIES BUILD_WITH_INSTALL_RPATH ON INSTALL_RPATH "")
 endif()
+# Into the package's folder of a wheel (scikit-build-core puts the component there).
+install(TARGETS vidsparse_torch LIBRARY DESTINATION "." COMPONENT python)
