@@ -8,7 +8,6 @@
 #include "plans.hpp"
 #include "tensors.hpp"
 #include "vidsparse/backend.hpp"
-#include "vidsparse/version.hpp"
 
 namespace vidsparse::torch_ops {
 namespace {
@@ -59,7 +58,15 @@ std::string list_cpu_isas() {
   return translated([] { return lines(cpu_isas()); });
 }
 
-std::string library_version() { return version(); }
+// The oldest driver that runs the CUDA kernels, "" where none were built: drivers run the kernels of
+// every toolkit of their own major version or an older one.
+std::string driver_floor() {
+#ifdef VIDSPARSE_CUDA_MAJOR
+  return VIDSPARSE_CUDA_MAJOR >= 13 ? "580" : "525";
+#else
+  return "";
+#endif
+}
 
 // The stream is that of the caller, and the workspace from torch's allocator on it.
 template <class Args>
@@ -217,7 +224,7 @@ STABLE_TORCH_LIBRARY(vidsparse_native, library) {
   library.def(
       "explain(int[] query, int[] key, int[] sizes, int device_kind, int device_index) -> str");
   library.def("list_cpu_isas() -> str");
-  library.def("library_version() -> str");
+  library.def("driver_floor() -> str");
   library.def(
       "pool(int plan, int stream, Tensor? q, Tensor? k, Tensor? v, Tensor? query_lengths, "
       "Tensor? key_lengths, Tensor(a!)? qc, Tensor(b!)? kc, Tensor(c!)? vc) -> ()");
@@ -248,7 +255,7 @@ STABLE_TORCH_LIBRARY_IMPL(vidsparse_native, CompositeExplicitAutograd, library) 
   library.impl("list_backends", TORCH_BOX(&list_backends));
   library.impl("explain", TORCH_BOX(&explain));
   library.impl("list_cpu_isas", TORCH_BOX(&list_cpu_isas));
-  library.impl("library_version", TORCH_BOX(&library_version));
+  library.impl("driver_floor", TORCH_BOX(&driver_floor));
   library.impl("pool", TORCH_BOX(&pool));
   library.impl("select", TORCH_BOX(&select));
   library.impl("attend", TORCH_BOX(&attend));

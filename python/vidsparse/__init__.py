@@ -12,6 +12,7 @@ from .functional import (
     video_sparse_attention,
     video_sparse_attention_qkvpacked,
 )
+from .info import explain, info, plan
 from .layout import TileLayout, top_k_of
 from .sequence import Packed, Plain, Sequence, Video
 
@@ -24,7 +25,10 @@ __all__ = [
     "UnsupportedError",
     "Video",
     "block_sparse_attention",
+    "explain",
+    "info",
     "masks",
+    "plan",
     "pool",
     "select",
     "top_k_of",
