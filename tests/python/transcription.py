@@ -1,5 +1,7 @@
-"""The op written once more, in plain torch float64: what the package is tested against. Slow and
-small; shares no code with it."""
+"""The op written once more in plain torch: what the package is tested against. Slow and small;
+shares no code with it. In float64 it is exact; in the inputs' dtype every product, softmax and sum
+is rounded to it, which makes its error the yardstick of docs/numerics.md.
+"""
 
 import math
 
@@ -8,31 +10,29 @@ import torch
 
 def tiles_of_video(grid, tile, first=0):
     """Token lists of each tile in slot order (compacted), counted from `first`."""
-    (T, H, W), (a, b, c) = grid, tile
-    tiles = []
-    for t in range(0, T, a):
-        for h in range(0, H, b):
-            for w in range(0, W, c):
-                tiles.append(
-                    [
-                        first + (x * H + y) * W + z
-                        for x in range(t, min(t + a, T))
-                        for y in range(h, min(h + b, H))
-                        for z in range(w, min(w + c, W))
-                    ]
-                )
-    return tiles
+    (frames, height, width), (a, b, c) = grid, tile
+    return [
+        [
+            first + (x * height + y) * width + z
+            for x in range(t, min(t + a, frames))
+            for y in range(h, min(h + b, height))
+            for z in range(w, min(w + c, width))
+        ]
+        for t in range(0, frames, a)
+        for h in range(0, height, b)
+        for w in range(0, width, c)
+    ]
 
 
 def tiles_of_segments(segments, tile):
-    """segments: ints (plain lengths) and (T, H, W). -> token lists, and whether each is plain."""
+    """segments: ints (lengths of plain ones) and (T, H, W). -> token lists; whether plain."""
     slots = math.prod(tile)
     tiles, plain, token = [], [], 0
     for segment in segments:
         if isinstance(segment, int):
+            starts = range(0, segment, slots)
             new = [
-                list(range(token + s, token + min(s + slots, segment)))
-                for s in range(0, segment, slots)
+                list(range(token + s, token + min(s + slots, segment))) for s in starts
             ]
             token += segment
         else:
@@ -43,84 +43,88 @@ def tiles_of_segments(segments, tile):
     return tiles, plain
 
 
-def pooled(x, tiles):
-    """x [B, S, H, D] -> [B, H, N, D], 0 for empty tiles."""
-    means = [x[:, t].mean(1) if t else torch.zeros_like(x[:, 0]) for t in tiles]
-    return torch.stack(means, 2)
+def tiles_of_packed(sizes, slots=64):
+    """Valid tokens of packed tiles."""
+    return [list(range(j * slots, j * slots + n)) for j, n in enumerate(sizes)]
 
 
-def scores_of(q, k, q_tiles, k_tiles, scale):
-    kc = pooled(k.double(), k_tiles)
-    kc = kc.repeat_interleave(q.shape[2] // k.shape[2], 1)
-    return pooled(q.double(), q_tiles) @ kc.transpose(-1, -2) * scale
+def pooled(x, tiles, dtype):
+    """x [B, S, H, D] -> means [B, H, N, D] in `dtype`, 0 for empty tiles."""
+    x = x.to(dtype)
+    return torch.stack([x[:, t].mean(1) if t else torch.zeros_like(x[:, 0]) for t in tiles], 2)
+
+
+def scores_of(q, k, q_tiles, k_tiles, scale, dtype=torch.float64):
+    kc = pooled(k, k_tiles, dtype).repeat_interleave(q.shape[2] // k.shape[2], 1)
+    return pooled(q, q_tiles, dtype) @ kc.transpose(-1, -2) * scale
 
 
 def best(scores, k, candidates):
-    """bool like scores: the k best of the candidates, ties to the lowest index."""
+    """bool like scores: the k best of the candidate columns, ties to the lowest index."""
     allowed = torch.tensor(candidates)
-    s = torch.where(allowed, scores, -math.inf)
-    order = torch.argsort(s, dim=-1, descending=True, stable=True)
+    order = torch.argsort(
+        torch.where(allowed, scores, -math.inf), dim=-1, descending=True, stable=True
+    )
     chosen = torch.zeros_like(scores, dtype=torch.bool)
-    count = min(k, int(allowed.sum()))
-    return chosen.scatter(-1, order[..., :count], True)
+    return chosen.scatter(-1, order[..., : min(k, int(allowed.sum()))], True)
 
 
-def select(q, k, q_tiles, q_plain, k_tiles, k_plain, top_k, mode, scale):
-    """bool [B, H, Nq, Nk]."""
-    scores = scores_of(q, k, q_tiles, k_tiles, scale)
-    full = [len(t) > 0 for t in k_tiles]
+def select(scores, q_plain, k_full, k_plain, top_k, mode="exempt"):
+    """bool [B, H, Nq, Nk]. k_full: which key tiles hold tokens."""
     if mode == "exempt":
-        video = [f and not p for f, p in zip(full, k_plain)]
-        chosen = best(scores, top_k, video)
-        chosen |= torch.tensor([f and p for f, p in zip(full, k_plain)])
+        chosen = best(scores, top_k, [f and not p for f, p in zip(k_full, k_plain)])
+        chosen |= torch.tensor([f and p for f, p in zip(k_full, k_plain)])
     else:
-        chosen = best(scores, top_k + sum(k_plain), full)
-    rows = torch.tensor(q_plain)[:, None]
-    return torch.where(rows, torch.tensor(full), chosen)
+        chosen = best(scores, top_k + sum(k_plain), k_full)
+    return torch.where(torch.tensor(q_plain)[:, None], torch.tensor(k_full), chosen)
 
 
-def attend(q, k, v, q_tiles, k_tiles, selected, scale):
-    """float64 out [B, S, H, D] and lse [B, H, S]; differentiable. q, k, v of any dtype."""
-    B, S, H, D = q.shape
-    group = H // k.shape[2]
-    q, k, v = (x.double() for x in (q, k, v))
-    k, v = (x.repeat_interleave(group, 2) for x in (k, v))
-    allowed = torch.zeros(B, H, S, k.shape[1], dtype=torch.bool)
-    for i, qt in enumerate(q_tiles):
-        for j, kt in enumerate(k_tiles):
-            block = torch.zeros(len(qt), len(kt), dtype=torch.bool) | selected[:, :, i, j, None, None]
-            rows = torch.tensor(qt, dtype=torch.long)[:, None]
-            allowed[:, :, rows, torch.tensor(kt, dtype=torch.long)] = block
-    s = torch.einsum("bqhd,bkhd->bhqk", q, k) * scale
-    s = s.masked_fill(~allowed, -math.inf)
-    lse = torch.logsumexp(s, -1)
-    p = torch.where(lse[..., None] == -math.inf, 0.0, torch.exp(s - lse[..., None]))
-    return torch.einsum("bhqk,bkhd->bqhd", p, v), lse
+def allowed_pairs(selected, q_tiles, k_tiles, q_tokens, k_tokens):
+    """bool [B, H, q_tokens, k_tokens]."""
+    q_of, k_of = (tile_of(t, n) for t, n in ((q_tiles, q_tokens), (k_tiles, k_tokens)))
+    pairs = selected[:, :, q_of.clamp(min=0)][:, :, :, k_of.clamp(min=0)]
+    return pairs & (q_of >= 0)[:, None] & (k_of >= 0)
 
 
-def coarse(q, k, v, q_tiles, k_tiles, scale):
-    """float64 oc [B, H, Nq, D]; differentiable."""
+def tile_of(tiles, tokens):
+    """int64 [tokens]: the tile of each token, -1 for pad slots."""
+    where = torch.full((tokens,), -1)
+    for i, members in enumerate(tiles):
+        where[members] = i
+    return where
+
+
+def attend(q, k, v, allowed, scale, dtype=torch.float64):
+    """out [B, S, H, D] and lse [B, H, S] in `dtype`; differentiable. Pads must be finite."""
     group = q.shape[2] // k.shape[2]
-    scores = scores_of(q, k, q_tiles, k_tiles, scale)
+    q, k, v = (x.to(dtype) for x in (q, k, v))
+    k, v = (x.repeat_interleave(group, 2) for x in (k, v))
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * scale
+    scores = scores.masked_fill(~allowed, -math.inf)
+    some = allowed.any(-1, keepdim=True)
+    weights = torch.softmax(scores.masked_fill(~some, 0.0), -1).masked_fill(~some, 0.0)
+    lse = torch.logsumexp(scores.masked_fill(~some, 0.0), -1)
+    return torch.einsum("bhqk,bkhd->bqhd", weights, v), lse.masked_fill(~some[..., 0], -math.inf)
+
+
+def coarse(q, k, v, q_tiles, k_tiles, scale, dtype=torch.float64):
+    """oc [B, H, Nq, D] in `dtype`, means kept in float32 at least; differentiable."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    scores = scores_of(q, k, q_tiles, k_tiles, scale, wide).to(dtype)
     full = torch.tensor([len(t) > 0 for t in k_tiles])
-    weights = torch.softmax(scores.masked_fill(~full, -math.inf), -1)
-    return weights @ pooled(v.double(), k_tiles).repeat_interleave(group, 1)
+    weights = torch.softmax(scores.masked_fill(~full, -math.inf), -1).nan_to_num()
+    vc = pooled(v, k_tiles, wide).repeat_interleave(q.shape[2] // k.shape[2], 1)
+    return (weights.to(wide) @ vc).to(dtype)
 
 
-def vsa(q, k, v, q_segments, k_segments, tile, top_k, gate=None, scale=None, mode="exempt",
-        selected=None):  # fmt: skip
-    """The whole op in float64: out, lse, selected. `selected` replaces the selection."""
+def vsa(q, k, v, q_tiles, k_tiles, selected, gate=None, scale=None, dtype=torch.float64):
+    """The op over a given selection: out and lse. Tensors on the CPU."""
     scale = q.shape[3] ** -0.5 if scale is None else scale
-    q_tiles, q_plain = tiles_of_segments(q_segments, tile)
-    k_tiles, k_plain = tiles_of_segments(k_segments, tile)
-    if selected is None:
-        selected = select(q, k, q_tiles, q_plain, k_tiles, k_plain, top_k, mode, scale)
-    out, lse = attend(q, k, v, q_tiles, k_tiles, selected, scale)
+    allowed = allowed_pairs(selected, q_tiles, k_tiles, q.shape[1], k.shape[1])
+    out, lse = attend(q, k, v, allowed, scale, dtype)
     if gate is not None:
-        oc = coarse(q, k, v, q_tiles, k_tiles, scale)
-        tile_of = torch.empty(q.shape[1], dtype=torch.long)
-        for i, tokens in enumerate(q_tiles):
-            tile_of[tokens] = i
-        gate = gate.double() if isinstance(gate, torch.Tensor) else gate
-        out = out + gate * oc[:, :, tile_of].transpose(1, 2)
-    return out, lse, selected
+        oc = coarse(q, k, v, q_tiles, k_tiles, scale, dtype)
+        place = tile_of(q_tiles, q.shape[1])
+        rows = oc[:, :, place.clamp(min=0)].transpose(1, 2) * (place >= 0)[:, None, None]
+        out = out + (gate.to(dtype) if isinstance(gate, torch.Tensor) else gate) * rows
+    return out, lse
