@@ -64,7 +64,7 @@ def run_forward(
 ) -> Results:
     """The whole op, or attention alone over options.mask. `keep`: with all that backward needs."""
     q, k, v = _unfuse(q, k, v)
-    prepared = prepare(options.shape, q, k, v, options.backend)
+    prepared = prepare(options.shape, q, k, v, options.backend, gradients=keep)
     lengths = prepared.check_lengths(options.query_lengths, options.key_lengths)
     scale = prepared.scale if options.scale is None else options.scale
     any_gate = options.gate_value if gate is None else gate
@@ -108,7 +108,7 @@ def run_backward(
     dq = torch.empty_like(q)
     parts = dq.unbind(2) if fused else (dq, torch.empty_like(k), torch.empty_like(v))
     q, k, v = _unfuse(q, k, v)
-    prepared = prepare(options.shape, q, k, v, options.backend)
+    prepared = prepare(options.shape, q, k, v, options.backend, gradients=True)
     lengths = prepared.check_lengths(options.query_lengths, options.key_lengths)
     scale = prepared.scale if options.scale is None else options.scale
     mask = prepared.check_mask("mask", options.mask if options.mask is not None else saved.mask)

@@ -132,11 +132,13 @@ def prepare_shapes(
     dtype: torch.dtype,
     device: torch.device,
     backend: str | None,
+    gradients: bool = False,
 ) -> Prepared:
     """The Prepared of these, from the cache or made. Raises ArgumentError or UnsupportedError."""
     threads = torch.get_num_threads() if device.type == "cpu" else 0
     forced = os.environ.get("VIDSPARSE_BACKEND")
-    key = (shape, batch, heads_q, heads_kv, head_dim, dtype, device, backend, forced, threads)
+    key = (shape, batch, heads_q, heads_kv, head_dim, dtype, device, backend, gradients, forced,
+           threads)  # fmt: skip
     found = _cache.get(key)
     if found is None:
         if heads_kv == 0 or heads_q % heads_kv != 0:
@@ -146,14 +148,16 @@ def prepare_shapes(
         sequences = Sequence.decode(shape.query), Sequence.decode(shape.key)
         tile = parse_tile(shape.tile)
         problem = Problem(*sequences, tile, batch, heads_q, heads_kv, head_dim, dtype)
-        kernels = choose(problem, device, backend).prepare(problem, device)
+        kernels = choose(problem, device, backend, gradients).prepare(problem, device)
         while len(_cache) >= _CAPACITY:
             _cache.pop(next(iter(_cache)), None)
         found = _cache[key] = Prepared(problem, device, kernels)
     return found
 
 
-def prepare(shape: Shape, q: Tensor, k: Tensor, v: Tensor, backend: str | None) -> Prepared:
+def prepare(
+    shape: Shape, q: Tensor, k: Tensor, v: Tensor, backend: str | None, gradients: bool = False
+) -> Prepared:
     """For tensors q [B, Sq, H, D] and k, v [B, Sk, G, D], checked against one another and against
     the sequences."""
     if q.ndim != 4 or k.ndim != 4:
@@ -161,7 +165,7 @@ def prepare(shape: Shape, q: Tensor, k: Tensor, v: Tensor, backend: str | None) 
         refuse(name, "[batch, tokens, heads, head_dim]", describe(tensor))
     batch, _, heads, head_dim = q.shape
     found = prepare_shapes(
-        shape, batch, heads, k.shape[2], head_dim, q.dtype, q.device, backend
+        shape, batch, heads, k.shape[2], head_dim, q.dtype, q.device, backend, gradients
     )
     problem = found.problem
     if q.shape != found.query_shape:
