@@ -70,10 +70,25 @@ def indices_of_bool(selected: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def as_bitmap(mask: Mask, key_tiles: int) -> Tensor:
-    """Any form of a mask as a bitmap: bool, (indices, counts), or a bitmap itself."""
+    """Any form of a mask as a bitmap: bool, (indices, counts), or a bitmap itself, whose tail bits
+    are made zero: no kernel may meet a tile that does not exist."""
     if isinstance(mask, tuple):
         return from_indices(*mask, key_tiles)
-    return mask if mask.dtype == torch.int64 else from_bool(mask)
+    if mask.dtype == torch.int64:
+        return without_tail(mask, key_tiles)
+    if mask.shape[-1] != key_tiles:
+        expected = f"bool [B, H, Nq, {key_tiles}] or [H, Nq, {key_tiles}]"
+        refuse("mask", expected, f"{list(mask.shape)} {mask.dtype}")
+    return from_bool(mask)
+
+
+def without_tail(mask: Tensor, key_tiles: int) -> Tensor:
+    """A bitmap with zero for all bits from key_tiles on."""
+    if key_tiles % 128 == 0 or mask.shape[-1] != mask_words(key_tiles):
+        return mask
+    first = torch.arange(mask.shape[-1], device=mask.device) * 64  # bit of each word
+    bits = (key_tiles - first).clamp(0, 64)
+    return mask & torch.where(bits == 64, -1, (1 << bits.clamp(max=63)) - 1)
 
 
 def always_own_tile(layout: TileLayout, device: torch.device | str = "cpu") -> Tensor:
