@@ -7,7 +7,7 @@ CMAKE_FLAGS ?=
 CONFIGURE = cmake -G Ninja -S . $(CMAKE_FLAGS)
 # Sanitizers need line numbers, not variables, and compile times matter more than theirs.
 QUICK = -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O1 -g1"
-SOURCES = $(shell git ls-files '*.cpp' '*.hpp' '*.h' '*.c')
+SOURCES = $(shell git ls-files '*.cpp' '*.hpp' '*.h' '*.c' '*.cu' '*.cuh')
 
 .PHONY: help demo test build format format-check tidy asan tsan fuzz bench-cpu clean
 

@@ -26,14 +26,20 @@ function(vidsparse_configure_target target)
                CXX_STANDARD_REQUIRED ON
                CXX_EXTENSIONS OFF
                CXX_VISIBILITY_PRESET hidden
-               VISIBILITY_INLINES_HIDDEN ON)
+               VISIBILITY_INLINES_HIDDEN ON
+               CUDA_STANDARD 20
+               CUDA_STANDARD_REQUIRED ON
+               CUDA_EXTENSIONS OFF
+               CUDA_VISIBILITY_PRESET hidden)
   if(MSVC)
     target_compile_options(${target} PRIVATE /W4 /permissive- /utf-8)
   else()
-    target_compile_options(${target} PRIVATE -Wall -Wextra -Wshadow)
+    target_compile_options(
+      ${target} PRIVATE "$<$<NOT:$<COMPILE_LANGUAGE:CUDA>>:-Wall;-Wextra;-Wshadow>")
     if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
       # It warns of std::string's own operator+ (GCC bug 105651).
-      target_compile_options(${target} PRIVATE -Wno-restrict)
+      target_compile_options(
+        ${target} PRIVATE "$<$<NOT:$<COMPILE_LANGUAGE:CUDA>>:-Wno-restrict>")
     endif()
   endif()
 endfunction()

@@ -6,7 +6,7 @@ include(CMakePackageConfigHelpers)
 # _vidsparse_library(TARGET TYPE): a library from the objects with the public interface.
 function(_vidsparse_library target type)
   add_library(${target} ${type})
-  foreach(part IN ITEMS core reference cpu c)
+  foreach(part IN LISTS VIDSPARSE_PARTS)
     target_sources(${target} PRIVATE $<TARGET_OBJECTS:vidsparse_${part}>)
   endforeach()
   add_library(vidsparse::${target} ALIAS ${target})
@@ -20,6 +20,11 @@ function(_vidsparse_library target type)
     PROPERTIES LINKER_LANGUAGE CXX
                VERSION "${PROJECT_VERSION}"
                SOVERSION "${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR}")
+  if(VIDSPARSE_HAS_CUDA)
+    # The runtime goes into the shared library; the driver is looked up at run time. An installed
+    # static library takes the runtime of its user's toolkit (vidsparseConfig.cmake).
+    target_link_libraries(${target} PRIVATE $<BUILD_INTERFACE:CUDA::cudart_static>)
+  endif()
   if(type STREQUAL "STATIC")
     target_compile_definitions(${target} PUBLIC VIDSPARSE_STATIC)
   endif()
@@ -65,6 +70,7 @@ if(VIDSPARSE_INSTALL)
     EXPORT vidsparseTargets
     NAMESPACE vidsparse::
     DESTINATION "${_package_dir}")
+  set(VIDSPARSE_STATIC_TARGET vidsparse::${_internal})
   configure_package_config_file("${PROJECT_SOURCE_DIR}/cmake/vidsparseConfig.cmake.in"
                                 vidsparseConfig.cmake INSTALL_DESTINATION "${_package_dir}")
   write_basic_package_version_file(vidsparseConfigVersion.cmake COMPATIBILITY SameMinorVersion)
@@ -76,6 +82,10 @@ if(VIDSPARSE_INSTALL)
   set(VIDSPARSE_PC_LIBS_PRIVATE "-lstdc++ -lm")
   if(APPLE)
     set(VIDSPARSE_PC_LIBS_PRIVATE "-lc++")
+  endif()
+  if(VIDSPARSE_HAS_CUDA)
+    string(APPEND VIDSPARSE_PC_LIBS_PRIVATE
+           " -L${CUDAToolkit_LIBRARY_DIR} -lcudart_static -ldl -lrt -lpthread")
   endif()
   set(VIDSPARSE_PC_CFLAGS "")
   if(NOT BUILD_SHARED_LIBS)

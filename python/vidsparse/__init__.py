@@ -1,6 +1,18 @@
-"""Video Sparse Attention for PyTorch."""
+"""Video Sparse Attention for PyTorch.
 
+    out = vidsparse.video_sparse_attention(q, k, v, grid=(21, 30, 52), sparsity=0.9, gate=gate)
+"""
+
+from . import masks
 from .errors import ArgumentError, UnsupportedError
+from .functional import (
+    block_sparse_attention,
+    pool,
+    select,
+    video_sparse_attention,
+    video_sparse_attention_qkvpacked,
+)
+from .info import explain, info, plan
 from .layout import TileLayout, top_k_of
 from .sequence import Packed, Plain, Sequence, Video
 
@@ -12,5 +24,14 @@ __all__ = [
     "TileLayout",
     "UnsupportedError",
     "Video",
+    "block_sparse_attention",
+    "explain",
+    "info",
+    "masks",
+    "plan",
+    "pool",
+    "select",
     "top_k_of",
+    "video_sparse_attention",
+    "video_sparse_attention_qkvpacked",
 ]

@@ -174,8 +174,8 @@ class Kernels(ABC):
         dv: Tensor,  # out: [B, Sk, G, D]
         dgate: Tensor | None,  # out: [B, Sq, H, D]; with a tensor gate, if wanted
     ) -> None:
-        """Gradients of the whole op, or of block-sparse attention on its own (no gate). Raises
-        UnsupportedError where the backend has a forward only."""
+        """Gradients of the whole op, or of block-sparse attention on its own (no gate).
+        Never called where the backend is forward_only."""
 
 
 class Backend(ABC):
@@ -184,6 +184,7 @@ class Backend(ABC):
     name: str
     summary: str  # one line
     on_request: bool = False  # never chosen unless named
+    forward_only: bool = False  # not chosen, and refused where forced, when gradients are wanted
 
     @abstractmethod
     def can_run(self, problem: Problem | None, device: torch.device) -> Verdict:
@@ -201,9 +202,12 @@ def backend_list() -> list[Backend]:
     return native.backends() + triton_backend.backends()
 
 
-def choose(problem: Problem, device: torch.device, backend: str | None) -> Backend:
-    """The first backend that can run the problem; `backend`, or else VIDSPARSE_BACKEND, forces one.
-    Raises UnsupportedError with every refusal: nothing falls back silently."""
+def choose(
+    problem: Problem, device: torch.device, backend: str | None, gradients: bool = False
+) -> Backend:
+    """The first backend that can run the problem, with `gradients` if they are wanted; `backend`,
+    or else VIDSPARSE_BACKEND, forces one. Raises UnsupportedError with every refusal: nothing falls
+    back silently."""
     forced = backend or os.environ.get("VIDSPARSE_BACKEND") or None
     everything = backend_list()
     if forced is not None and forced not in (row.name for row in everything):
@@ -214,6 +218,8 @@ def choose(problem: Problem, device: torch.device, backend: str | None) -> Backe
         if row.on_request if forced is None else row.name != forced:
             continue
         verdict = row.can_run(problem, device)
+        if verdict.ok and gradients and row.forward_only:
+            verdict = Verdict(False, "it has no backward yet, and gradients are wanted")
         if verdict.ok:
             return row
         refusals.append(f"{row.name}: {verdict.reason}")

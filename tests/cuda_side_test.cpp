@@ -1,0 +1,130 @@
+// What kernels know of tiles, on the host: the same functions run on the device.
+
+#include "cuda/common/side.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <random>
+#include <vector>
+
+namespace vidsparse::cuda {
+namespace {
+
+class Dice {
+ public:
+  explicit Dice(std::uint64_t seed) : engine_(seed) {}
+  std::int64_t between(std::int64_t low, std::int64_t high) {
+    return std::uniform_int_distribution<std::int64_t>(low, high)(engine_);
+  }
+
+ private:
+  std::mt19937_64 engine_;
+};
+
+TEST(CudaSide, DividerIsExact) {
+  const std::uint64_t seed = std::random_device{}();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  Dice dice(seed);
+  for (int round = 0; round < 20000; ++round) {
+    const std::int64_t by = dice.between(1, std::int64_t{1} << dice.between(0, 31)) & INT32_MAX;
+    if (by == 0) continue;
+    const Divider divider(static_cast<std::uint32_t>(by));
+    const std::int64_t n = dice.between(0, INT32_MAX);
+    for (const std::int64_t value : {n, n / by * by, n / by * by - 1, std::int64_t{INT32_MAX}}) {
+      if (value < 0) continue;
+      ASSERT_EQ(divider.quotient(static_cast<std::int32_t>(value)), value / by)
+          << value << " / " << by;
+    }
+  }
+}
+
+Sequence random_sequence(Dice& dice, const TileShape& tile) {
+  if (dice.between(0, 3) == 0) return Packed{dice.between(0, 9), tile.tokens()};
+  std::vector<Segment> segments;
+  for (std::int64_t n = dice.between(0, 5); n > 0; --n) {
+    if (dice.between(0, 1) == 0) {
+      segments.push_back(Plain{dice.between(0, 300)});
+    } else {
+      segments.push_back(Video{dice.between(0, 9), dice.between(1, 20), dice.between(1, 30)});
+    }
+  }
+  return Sequence(segments);
+}
+
+TEST(CudaSide, FragmentsHoldTheTokensOfTheirTile) {
+  const std::uint64_t seed = std::random_device{}();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  Dice dice(seed);
+  const std::vector<TileShape> shapes = {{4, 4, 4}, {3, 8, 8}, {2, 8, 4},  {1, 8, 8}, {4, 4, 12},
+                                         {6, 8, 8}, {5, 8, 8}, {1, 1, 64}, {8, 8, 8}, {32, 2, 3}};
+  for (int round = 0; round < 300; ++round) {
+    const TileShape tile = shapes[static_cast<std::size_t>(
+        dice.between(0, static_cast<std::int64_t>(shapes.size()) - 1))];
+    const TileLayout layout(random_sequence(dice, tile), tile);
+    ASSERT_TRUE(can_describe("query", layout).ok);
+    const std::int64_t batch = dice.between(1, 3);
+    const std::int64_t columns = layout.length_columns();
+    std::vector<std::int32_t> lengths(static_cast<std::size_t>(batch * columns));
+    for (std::int32_t& length : lengths) {
+      length = static_cast<std::int32_t>(dice.between(-3, 300));
+      if (dice.between(0, 9) == 0) length = dice.between(0, 1) == 0 ? INT32_MIN : INT32_MAX;
+    }
+    const bool limited = columns > 0 && dice.between(0, 1) == 0;
+    Side side = make_side(layout);
+    if (limited) {
+      side = with_lengths(side, TensorView::dense(lengths.data(), DType::i32, 2, {batch, columns}));
+    }
+    ASSERT_EQ(side.tiles, layout.tiles());
+    ASSERT_EQ(side.tokens, layout.tokens());
+    for (std::int64_t b = 0; b < batch; ++b) {
+      for (std::int32_t j = 0; j < side.tiles; ++j) {
+        const Tile expected = layout.tile(j);
+        const std::int64_t valid =
+            layout.valid(expected, j, limited ? lengths.data() + b * columns : nullptr);
+        std::vector<std::int64_t> tokens;
+        expected.for_each_run(valid, [&](std::int64_t first, std::int64_t run, std::int64_t) {
+          for (std::int64_t i = 0; i < run; ++i) tokens.push_back(first + i);
+        });
+        std::vector<std::int64_t> got;
+        for (std::int32_t f = 0; f < side.fragments_per_tile; ++f) {
+          const Fragment fragment = side.fragment(static_cast<std::int32_t>(b), j, f);
+          int count = 0;
+          for (std::int32_t slot = 0; slot < kFragment; ++slot) {
+            const std::int32_t token = fragment.token(slot);
+            ASSERT_EQ((fragment.valid_slots() >> slot) & 1U, token >= 0);
+            if (token < 0) continue;
+            got.push_back(token);
+            ++count;
+          }
+          ASSERT_EQ(count, fragment.count());
+          const Raster& segment = side.segments[fragment.segment];
+          ASSERT_EQ(fragment.first_token,
+                    segment.first_token +
+                        (fragment.origin.t * segment.grid.h + fragment.origin.h) * segment.grid.w +
+                        fragment.origin.w);
+        }
+        // Lines keep the order of memory; the order inside a video's tile is the kernels' own.
+        if (expected.stride_h != 0 && !expected.plain) std::sort(got.begin(), got.end());
+        if (expected.stride_h != 0 && !expected.plain) std::sort(tokens.begin(), tokens.end());
+        ASSERT_EQ(got, tokens) << layout.sequence().to_string() << " tile " << j;
+        ASSERT_EQ(side.valid_tokens(static_cast<std::int32_t>(b), j), valid);
+        ASSERT_EQ(side.is_plain(j), layout.is_plain(j));
+      }
+    }
+  }
+}
+
+TEST(CudaSide, RefusesWhatItCannotDescribe) {
+  std::vector<Segment> segments(12, Plain{10});
+  segments[3] = segments[5] = segments[6] = segments[7] = Plain{0};
+  EXPECT_TRUE(can_describe("key", TileLayout(Sequence(segments), {4, 4, 4})).ok);
+  segments[3] = Plain{1};
+  EXPECT_EQ(can_describe("key", TileLayout(Sequence(segments), {4, 4, 4})).reason,
+            "key: expected at most 8 segments with tokens, got 9");
+  EXPECT_EQ(can_describe("query", TileLayout(Sequence{Video{512, 2048, 2048}}, {4, 4, 4})).reason,
+            "query: expected fewer than 2^31 slots, got 2147483648");
+}
+
+}  // namespace
+}  // namespace vidsparse::cuda
