@@ -354,9 +354,11 @@ class TritonKernels(Kernels):
         b, h, g, d = p.batch, p.heads_q, p.heads_kv, p.head_dim
         qc = self._empty(b, h, self.query.tiles, d)
         kc = self._empty(b, g, self.key.tiles, d)
-        vc = torch.empty_like(kc)
+        vc = self._empty(b, g, self.key.tiles, d)
         self.pool(q, k, v, lengths, qc, kc, vc)
-        dqc, dkc, dvc = torch.empty_like(qc), torch.empty_like(kc), torch.empty_like(vc)
+        dqc = self._empty(b, h, self.query.tiles, d)
+        dkc = self._empty(b, g, self.key.tiles, d)
+        dvc = self._empty(b, g, self.key.tiles, d)
         blocks = triton.cdiv(self.query.tiles, shape.rows) + triton.cdiv(self.key.tiles, shape.rows)
         if blocks * b * h > 0:
             coarse_backward_kernel[(blocks, h, b)](
