@@ -48,7 +48,7 @@ TABLE = {
         attend=Shape(4, 2, 64, 32, masked_stages=1),
         key_gradients=Shape(8, 1, 64, 32),
         query_gradients=Shape(8, 1),
-        select=Shape(4, 1, 16, 32),
+        select=Shape(8, 1, 16, 64),
         coarse=Shape(8, 1, 16),
         coarse_precision="tf32x3",
     ),
@@ -87,9 +87,9 @@ def config_for(backend: str, arch: int | str, dtype: torch.dtype) -> Config:
         return row
     return replace(
         row,
-        attend=Shape(8, 1, 32, 32),
+        attend=Shape(8, 1, 32, 16),
         key_gradients=Shape(8, 1, 32, 32),
-        query_gradients=Shape(8, 1, 64, 32),
+        query_gradients=Shape(8, 1, 16, 16),
     )
 
 
