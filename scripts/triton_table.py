@@ -75,7 +75,7 @@ def kernels(config: Config, dim: int):
         ("lists", lists_kernel, plain,
          {"BY_KEY": True, "LENGTHS": True, "E": 64, "LINES": 32, "CHUNK": 128}),
         ("attend", attend_kernel, config.attend,
-         {**walk(config.attend), "GATE": 2, "HAS_LSE": True,
+         {**walk(config.attend), "NEGATIVE": False, "GATE": 2, "HAS_LSE": True,
           "MASKED_STAGES": config.attend.masked_stages or config.attend.stages}),
         ("prepare", prepare_kernel, plain,
          {"GATE": 2, "HAS_DGATE": True, "HAS_DLSE": True, "Q_LENGTHS": True, "E": 64, "D": dim}),

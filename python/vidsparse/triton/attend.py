@@ -79,6 +79,7 @@ def attend_kernel(
     o_stride_b, o_stride_t, o_stride_h,
     heads, group, q_tiles, k_tiles, capacity, q_total,
     scale, gate_value,
+    NEGATIVE: tl.constexpr,  # the scale is
     GATE: tl.constexpr,  # 0 none, 1 a number, 2 a tensor
     HAS_LSE: tl.constexpr, Q_LENGTHS: tl.constexpr, K_LENGTHS: tl.constexpr,
     E: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -105,10 +106,11 @@ def attend_kernel(
         mask=alive[:, None],
         other=0.0,
     )
-    # The loop takes the maximum before it scales, so the sign goes to the query; and a scale of 0
-    # must not meet the -inf of masked scores.
-    sign = tl.where(scale < 0.0, -1.0, 1.0)
-    query = (query.to(tl.float32) * sign).to(query.dtype)
+    # The loop takes the maximum before it scales, so a negative sign goes to the query, in a kernel
+    # of its own: any arithmetic here makes Triton hold the query in registers. And a scale of 0 must
+    # not meet the -inf of masked scores.
+    if NEGATIVE:
+        query = (query.to(tl.float32) * -1.0).to(query.dtype)
     scale2 = tl.maximum(tl.abs(scale) * LOG2E, 1e-37)
     k += batch * k_stride_b + kv_head * k_stride_h
     v += batch * v_stride_b + kv_head * v_stride_h

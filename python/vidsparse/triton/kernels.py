@@ -219,7 +219,7 @@ class TritonKernels(Kernels):
             *_strides(q), *_strides(k), *_strides(v), *_strides(weights), *_strides(out),
             p.heads_q, self.group, self.query.tiles, self.key.tiles, capacity, q.shape[1],
             scale, gate if isinstance(gate, float) else 0.0,
-            _gate_kind(gate), lse is not None, ql.given, kl.given,
+            scale < 0, _gate_kind(gate), lse is not None, ql.given, kl.given,
             self.key.slots, p.head_dim, shape.rows, shape.columns, self.precision,
             shape.masked_stages or shape.stages,
             num_warps=shape.warps, num_stages=shape.stages,
