@@ -213,7 +213,8 @@ def _fake_forward(
     q, k, v = _unfuse(q, k, v)
     query_tokens, query_tiles, _, _ = count_tokens(query, tile)
     key_tokens, key_tiles, _, _ = count_tokens(key, tile)
-    for name, tensor, tokens in (("q", q, query_tokens), ("k", k, key_tokens), ("v", v, key_tokens)):
+    expected = ("q", q, query_tokens), ("k", k, key_tokens), ("v", v, key_tokens)
+    for name, tensor, tokens in expected:
         if tensor.ndim != 4 or tensor.shape[1] != tokens:
             refuse(name, f"[batch, {tokens}, heads, head_dim]", describe(tensor))
     if gate is not None and gate.shape != q.shape:
@@ -312,6 +313,7 @@ def forward(
         return run_forward(q, k, v, gate, options, keep)[:3]
     return torch.ops.vidsparse.forward(
         q, k, v, gate, options.query_lengths, options.key_lengths, options.mask, *options.shape,
-        options.scale, options.gate_value, options.backend, options.always, traceable(options.sparsity),
-        options.top_k, options.compete, options.want_lse, options.want_mask, keep,
+        options.scale, options.gate_value, options.backend, options.always,
+        traceable(options.sparsity), options.top_k, options.compete, options.want_lse,
+        options.want_mask, keep,
     )[:3]  # fmt: skip

@@ -47,9 +47,10 @@ def test_checkpoints_with_and_without_gate(bias):
     assert "attn.to_gate_compress.weight" in weights
     other = nn.ModuleDict({"attn": vidsparse.VideoSparseAttention(64, 2, bias=bias)})
     other.load_state_dict(weights)
-    assert torch.equal(other["attn"].to_gate_compress.weight, weights["attn.to_gate_compress.weight"])
+    weight = other["attn"].to_gate_compress.weight
+    assert torch.equal(weight, weights["attn.to_gate_compress.weight"])
     other.load_state_dict({})
-    assert not other["attn"].to_gate_compress.weight.any()
+    assert not weight.any()
 
 
 @pytest.mark.parametrize("place", ["blocks.{}.attn1.", "blocks.{}.", "model.blocks.{}."])
