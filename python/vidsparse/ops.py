@@ -71,7 +71,9 @@ def run_forward(
     if gate is not None:
         prepared.check_gate(gate)
     out = torch.empty_like(q)
-    lse = prepared.empty(prepared.token_rows) if keep or options.want_lse else None
+    acc = prepared.accumulator
+    wants_lse = keep or options.want_lse
+    lse = q.new_empty(prepared.token_rows, dtype=acc) if wants_lse else None
     if options.mask is not None:
         mask = prepared.check_mask("mask", options.mask)
         prepared.kernels.attend(q, k, v, lengths, scale, mask, None, None, out, lse)
@@ -80,12 +82,12 @@ def run_forward(
         options.sparsity, options.top_k, options.compete, options.always
     )
     wants_mask = keep or options.want_mask
-    mask = prepared.empty(prepared.mask, torch.int64) if wants_mask else None
+    mask = q.new_empty(prepared.mask, dtype=torch.int64) if wants_mask else None
     oc = coarse_max = coarse_sum = None
     if keep and any_gate is not None:
-        oc = prepared.empty(prepared.query_pooled)
-        coarse_max = prepared.empty(prepared.tile_rows)
-        coarse_sum = prepared.empty(prepared.tile_rows)
+        oc = q.new_empty(prepared.query_pooled, dtype=acc)
+        coarse_max = q.new_empty(prepared.tile_rows, dtype=acc)
+        coarse_sum = q.new_empty(prepared.tile_rows, dtype=acc)
     prepared.kernels.forward(
         q, k, v, lengths, selection, scale, any_gate, out, lse, mask, oc, coarse_max, coarse_sum
     )
