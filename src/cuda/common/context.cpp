@@ -1,0 +1,48 @@
+#include "cuda/common/context.hpp"
+
+#include <string>
+
+#include "cuda/common/stages.hpp"
+#include "vidsparse/error.hpp"
+
+namespace vidsparse::cuda {
+
+Context::Context(const core::Setting& plan)
+    : setting(&plan), query(make_side(plan.query)), key(make_side(plan.key)) {
+  const CurrentDevice current(plan.device.index);
+  const auto ask = [&](cudaDeviceAttr attribute) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, attribute, plan.device.index), "cudaDeviceGetAttribute");
+    return value;
+  };
+  multiprocessors = ask(cudaDevAttrMultiProcessorCount);
+  shared_bytes = ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  prepare_select(*this);
+}
+
+void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  throw Error(ErrorCode::internal, what,
+              "expected success, got " + std::string(cudaGetErrorName(status)) + " (" +
+                  cudaGetErrorString(status) + ")");
+}
+
+CurrentDevice::CurrentDevice(int index) : index_(index) {
+  check(cudaGetDevice(&former_), "cudaGetDevice");
+  if (former_ != index_) check(cudaSetDevice(index_), "cudaSetDevice");
+}
+
+CurrentDevice::~CurrentDevice() {
+  if (former_ != index_) cudaSetDevice(former_);
+}
+
+bool rows_aligned(const TensorView& tensor) {
+  const std::int64_t vector = 16 / static_cast<std::int64_t>(size_of(tensor.dtype));
+  bool aligned = reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0;
+  for (std::size_t i = 0; i < 3; ++i) {
+    aligned = aligned && (tensor.shape[i] <= 1 || tensor.strides[i] % vector == 0);
+  }
+  return aligned;
+}
+
+}  // namespace vidsparse::cuda

@@ -1,0 +1,70 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cmath>
+#include <cstdint>
+#include <optional>
+
+#include "core/backend.hpp"
+#include "cuda/common/geometry.cuh"
+#include "cuda/common/side.hpp"
+#include "cuda/common/tensor.cuh"
+
+namespace vidsparse::cuda {
+
+/// What the stages need to know of a plan and its device, gathered once when it is made.
+struct Context {
+  const core::Setting* setting;
+  Side query;  ///< everything valid; calls add their lengths
+  Side key;
+  int multiprocessors = 0;
+  int shared_bytes = 0;  ///< of a multiprocessor that one thread block can have
+
+  /// Asks the device, and lets the kernels use its shared memory. Throws Error.
+  explicit Context(const core::Setting& plan);
+
+  DType dtype() const { return setting->problem.dtype; }
+  std::int64_t batch() const { return setting->problem.batch; }
+  std::int64_t heads() const { return setting->problem.heads_q; }
+  std::int64_t key_heads() const { return setting->problem.key_heads(); }
+  /// Query heads that share a key head.
+  std::int64_t group() const { return heads() / key_heads(); }
+  int head_dim() const { return static_cast<int>(setting->problem.head_dim); }
+  double scale(const std::optional<double>& given) const {
+    return given ? *given : 1.0 / std::sqrt(static_cast<double>(head_dim()));
+  }
+};
+
+/// Throws Error(internal) naming `what` unless a call of the CUDA runtime succeeded.
+void check(cudaError_t status, const char* what);
+
+/// Makes a device current and the former one again at the end.
+class CurrentDevice {
+ public:
+  explicit CurrentDevice(int index);
+  ~CurrentDevice();
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+
+ private:
+  int former_ = 0;
+  int index_;
+};
+
+/// [B, S, H, D] as kernels take it.
+template <class T, class Pointer>
+Tensor<T> by_token(const BasicTensor<Pointer>& tensor) {
+  return {static_cast<T*>(tensor.data), tensor.strides[0], tensor.strides[1], tensor.strides[2]};
+}
+
+/// [B, H, rows] or [B, H, rows, D] as kernels take it.
+template <class T, class Pointer>
+Tensor<T> by_head(const BasicTensor<Pointer>& tensor) {
+  return {static_cast<T*>(tensor.data), tensor.strides[0], tensor.strides[2], tensor.strides[1]};
+}
+
+/// Whether every row of a tensor starts at a multiple of 16 bytes.
+bool rows_aligned(const TensorView& tensor);
+
+}  // namespace vidsparse::cuda
