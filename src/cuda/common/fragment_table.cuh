@@ -1,0 +1,41 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "cuda/common/geometry.cuh"
+
+namespace vidsparse::cuda {
+
+/// A key fragment as an attend kernel needs it: where a bulk tensor copy finds it and which of its
+/// slots hold valid tokens. Worked out once a call, so that loading threads never divide.
+struct alignas(16) KeyFragment {
+  std::int32_t w = 0;            ///< coordinates of slot 0 in its segment's grid
+  std::uint32_t place = 0;       ///< h, t and the segment, see below
+  std::uint64_t valid = 0;       ///< bit s: slot s; 0: nothing to attend
+
+  static constexpr std::int32_t kMaxHeight = 1 << 16;
+  static constexpr std::int32_t kMaxFrames = 1 << 12;
+
+  static constexpr std::uint32_t pack(std::int32_t h, std::int32_t t, std::int32_t segment) {
+    return static_cast<std::uint32_t>(h) | static_cast<std::uint32_t>(t) << 16 |
+           static_cast<std::uint32_t>(segment) << 28;
+  }
+  static constexpr std::int32_t height(std::uint32_t place) {
+    return static_cast<std::int32_t>(place & 0xFFFF);
+  }
+  static constexpr std::int32_t frame(std::uint32_t place) {
+    return static_cast<std::int32_t>(place >> 16 & 0xFFF);
+  }
+  static constexpr std::int32_t segment(std::uint32_t place) {
+    return static_cast<std::int32_t>(place >> 28);
+  }
+};
+
+/// Fills `table`, [batches, tiles * fragments per tile] in order of tile and fragment, and zeroes
+/// `count` counters: one launch. `batches` is 1 where no run-time lengths tell them apart.
+void fill_fragment_table(const Side& side, std::int32_t batches, KeyFragment* table,
+                         std::uint32_t* counters, std::int64_t count, cudaStream_t stream);
+
+}  // namespace vidsparse::cuda

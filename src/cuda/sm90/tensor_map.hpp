@@ -1,0 +1,35 @@
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "cuda/common/geometry.cuh"
+#include "vidsparse/backend.hpp"
+#include "vidsparse/tensor.hpp"
+
+namespace vidsparse::cuda::sm90 {
+
+/// How the bulk copy engine reads one [B, S, heads, D] tensor in place: for each segment a map of
+/// five dimensions (64 elements, W, H, T, J). J steps by 64 elements through all of memory, so that
+/// one load of the box {64, fragment, D / 64} serves any batch entry and head.
+struct TensorMaps {
+  CUtensorMap maps[Side::kMaxSegments];  ///< by segment
+  std::int32_t batch_step = 0;           ///< what a batch entry and a head add to J
+  std::int32_t head_step = 0;
+
+  /// J of a batch entry and head.
+  constexpr std::int32_t column(std::int32_t batch, std::int32_t head) const {
+    return batch * batch_step + head * head_step;
+  }
+};
+
+/// Throws Error naming `name` when the tensor cannot be read so: a base that is not 16-byte aligned,
+/// a token stride that is not a multiple of 8 elements, batch or head strides that are not multiples
+/// of 64, negative or overlapping ones, spans of 2^40 bytes and more.
+TensorMaps make_tensor_maps(const char* name, const TensorView& tensor, const Side& side);
+
+/// Whether the driver has what make_tensor_maps needs; looked up once.
+Verdict can_encode_tensor_maps();
+
+}  // namespace vidsparse::cuda::sm90
