@@ -17,6 +17,7 @@ Context::Context(const core::Setting& plan)
   };
   multiprocessors = ask(cudaDevAttrMultiProcessorCount);
   shared_bytes = ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  l2_bytes = ask(cudaDevAttrL2CacheSize);
   prepare_select(*this);
 }
 

@@ -20,10 +20,7 @@ struct Context {
   Side key;
   int multiprocessors = 0;
   int shared_bytes = 0;  ///< of a multiprocessor that one thread block can have
-<<<<<<< HEAD
   int l2_bytes = 0;
-=======
->>>>>>> cuda
 
   /// Asks the device, and lets the kernels use its shared memory. Throws Error.
   explicit Context(const core::Setting& plan);
