@@ -3,6 +3,8 @@
 
 namespace vidsparse::cuda::sm90 {
 
+Verdict can_attend(const core::Setting&) { return Verdict::yes(); }
+void prepare_attend(const Context&) {}
 std::size_t attend_bytes(const Context&, const AttendArgs&) { return 0; }
 
 void attend(const Context&, const AttendArgs&, Workspace, cudaStream_t) {

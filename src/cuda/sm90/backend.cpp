@@ -14,7 +14,11 @@ namespace {
 
 class Sm90Kernels final : public KernelSet {
  public:
-  explicit Sm90Kernels(const core::Setting& setting) : context_(setting) {}
+  explicit Sm90Kernels(const core::Setting& setting) : context_(setting) {
+    const CurrentDevice current(setting.device.index);
+    prepare_select(context_);
+    prepare_attend(context_);
+  }
 
   std::size_t workspace_bytes(const PoolArgs&) const override { return 0; }
   std::size_t workspace_bytes(const SelectArgs& args) const override {
@@ -140,6 +144,7 @@ class Sm90Backend final : public core::Backend {
     }
     Verdict verdict = can_describe("query", query);
     if (verdict.ok) verdict = can_describe("key", key);
+    if (verdict.ok) verdict = can_attend({problem, query, key, device, {}});
     return verdict.ok ? can_run(device) : verdict;
   }
 
