@@ -1,0 +1,51 @@
+#pragma once
+
+#include "cuda/ptx/mbarrier.cuh"
+#include "cuda/ptx/tma.cuh"
+#include "cuda/ptx/warpgroup.cuh"
+#include "cuda/sm90/attend_config.hpp"
+#include "cuda/sm90/attend_consumer.cuh"
+#include "cuda/sm90/attend_parameters.hpp"
+#include "cuda/sm90/attend_producer.cuh"
+
+namespace vidsparse::cuda::sm90 {
+
+/// One block a multiprocessor; attend_config.hpp is its plan.
+template <class T, class Config>
+__global__ void __launch_bounds__(Config::kThreads, 1)
+    attend_kernel(const __grid_constant__ AttendParameters<T> parameters) {
+  extern __shared__ char unaligned[];
+  const auto start = static_cast<std::uint32_t>(__cvta_generic_to_shared(unaligned));
+  const std::uint32_t address = (start + 1023) / 1024 * 1024;
+  char* shared = unaligned + (address - start);
+
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < Config::kStages; ++stage) {
+      ptx::mbarrier_init(address + Config::kFullK + 8 * stage, 1);
+      ptx::mbarrier_init(address + Config::kFullV + 8 * stage, 1);
+      ptx::mbarrier_init(address + Config::kEmpty + 8 * stage, Config::kWarps);
+    }
+    ptx::mbarrier_init(address + Config::kCredit, Config::kWarps);
+    ptx::mbarrier_init(address + Config::kCredit + 8, Config::kWarps);
+    ptx::fence_mbarrier_init();
+  }
+  auto* queues = reinterpret_cast<std::uint32_t*>(shared + Config::kQueues);
+  for (int i = threadIdx.x; i < Config::kConsumers * Config::kQueue; i += Config::kThreads) {
+    queues[i] = 0;
+  }
+  __syncthreads();
+
+  // Shuffled, so that the compiler knows it is the same in a warp: descriptors depend on it.
+  const int warpgroup = __shfl_sync(~0U, threadIdx.x / 128, 0);
+  if (warpgroup == Config::kConsumers) {
+    ptx::release_registers<Config::kProducerRegisters>();
+    if (threadIdx.x / 32 == Config::kWarps) {
+      Producer<T, Config>(parameters, shared, address).run();
+    }
+  } else {
+    ptx::claim_registers<Config::kConsumerRegisters>();
+    Consumer<T, Config>(parameters, shared, address, warpgroup).run();
+  }
+}
+
+}  // namespace vidsparse::cuda::sm90
