@@ -2,7 +2,6 @@
 
 #include <string>
 
-#include "cuda/common/stages.hpp"
 #include "vidsparse/error.hpp"
 
 namespace vidsparse::cuda {
@@ -18,7 +17,6 @@ Context::Context(const core::Setting& plan)
   multiprocessors = ask(cudaDevAttrMultiProcessorCount);
   shared_bytes = ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   l2_bytes = ask(cudaDevAttrL2CacheSize);
-  prepare_select(*this);
 }
 
 void check(cudaError_t status, const char* what) {

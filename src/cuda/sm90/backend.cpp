@@ -16,6 +16,7 @@ class Sm90Kernels final : public KernelSet {
  public:
   explicit Sm90Kernels(const core::Setting& setting) : context_(setting) {
     const CurrentDevice current(setting.device.index);
+    prepare_select(context_);
     prepare_attend(context_);
   }
 
