@@ -25,6 +25,11 @@ else()
     set(CMAKE_CUDA_ARCHITECTURES OFF)
     set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
     enable_language(CUDA)
+    if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+      # CMake below 3.26 does not know it of nvcc.
+      set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+      set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+    endif()
     if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS VIDSPARSE_CUDA_OLDEST)
       set(_cuda_summary "expected nvcc ${VIDSPARSE_CUDA_OLDEST} or newer, "
                         "got ${CMAKE_CUDA_COMPILER_VERSION}")

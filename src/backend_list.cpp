@@ -1,11 +1,18 @@
 #include "core/backend.hpp"
 #include "cpu/backend.hpp"
 #include "reference/backend.hpp"
+#ifdef VIDSPARSE_HAS_CUDA
+#include "cuda/sm90/backend.hpp"
+#endif
 
 namespace vidsparse::core {
 
 const std::vector<const Backend*>& backend_list() {
-  static const std::vector<const Backend*> list = {&cpu::backend(), &reference::backend()};
+  static const std::vector<const Backend*> list = {
+#ifdef VIDSPARSE_HAS_CUDA
+      &cuda::sm90::backend(),
+#endif
+      &cpu::backend(), &reference::backend()};
   return list;
 }
 

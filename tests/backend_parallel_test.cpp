@@ -19,7 +19,7 @@ TEST_P(BackendParallelTest, SameBitsForAnyNumberOfThreads) {
   const std::uint64_t seed = test_seed();
   const std::int64_t count = test_problems(300) / 6 + 1;
   for (std::int64_t n = 0; n < count; ++n) {
-    const auto problem = random_problem(seed + static_cast<std::uint64_t>(n));
+    const auto problem = random_problem(seed + static_cast<std::uint64_t>(n), GetParam().limits);
     Results alone(*problem);
     run(*problem, GetParam(), 1, alone);
     const auto expected = alone.memory();

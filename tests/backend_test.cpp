@@ -24,7 +24,7 @@ class BackendTest : public ::testing::TestWithParam<Target> {
       EXPECT_TRUE(memory->intact()) << name << ": written outside of the tensor\n"
                                     << problem.to_string();
     }
-    for (const reference::Report& report : judge(problem, results)) {
+    for (const reference::Report& report : judge(problem, GetParam(), results)) {
       if (!judge_rms && report.what.ends_with("RMS error")) continue;
       failures_ += report.ok ? 0 : 1;
       EXPECT_TRUE(report.ok) << report.to_string() << "\n" << problem.to_string();
@@ -41,7 +41,8 @@ TEST_P(BackendTest, RandomProblems) {
   // The reference is its own judge but for the rounding of inputs and outputs.
   const std::int64_t count = test_problems(GetParam().backend == "reference" ? 60 : 300);
   for (std::int64_t n = 0; n < count; ++n) {
-    ASSERT_TRUE(passes(*random_problem(seed + static_cast<std::uint64_t>(n)))) << "enough";
+    ASSERT_TRUE(passes(*random_problem(seed + static_cast<std::uint64_t>(n), GetParam().limits)))
+        << "enough";
   }
 }
 
@@ -49,7 +50,7 @@ TEST_P(BackendTest, NonFiniteInputs) {
   const std::uint64_t seed = test_seed();
   const std::int64_t count = test_problems(300) / 6 + 1;
   for (std::int64_t n = 0; n < count; ++n) {
-    const auto problem = random_problem(seed + static_cast<std::uint64_t>(n));
+    const auto problem = random_problem(seed + static_cast<std::uint64_t>(n), GetParam().limits);
     add_non_finite(*problem, problem->seed);
     ASSERT_TRUE(passes(*problem, false)) << "enough";
   }

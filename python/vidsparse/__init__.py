@@ -14,6 +14,7 @@ from .functional import (
 )
 from .info import explain, info, plan
 from .layout import TileLayout, top_k_of
+from .module import VideoSparseAttention
 from .sequence import Packed, Plain, Sequence, Video
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "TileLayout",
     "UnsupportedError",
     "Video",
+    "VideoSparseAttention",
     "block_sparse_attention",
     "explain",
     "info",

@@ -12,7 +12,8 @@ class ArgumentError(ValueError):
 
 
 class UnsupportedError(NotImplementedError):
-    """Legal, but no backend, or not the forced one, can run it here; the message has each reason."""
+    """Legal, but no backend, or not the forced one, can run it here. The message has each one's
+    reason."""
 
 
 def refuse(argument: str, expected: str, got: object) -> NoReturn:

@@ -52,6 +52,9 @@ def info() -> Info:
     path = native.library()
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     rows = backend_list()
+    verdicts = {
+        name: {row.name: row.can_run(None, torch.device(name)) for row in rows} for name in devices
+    }
     isas = {}
     driver = None
     if path is not None:
@@ -68,7 +71,7 @@ def info() -> Info:
         None if path is None else str(path),
         None if path is None else _platform_floor(path),
         driver,
-        {name: {row.name: row.can_run(None, torch.device(name)) for row in rows} for name in devices},
+        verdicts,
         isas,
     )
 
@@ -78,7 +81,7 @@ def _platform_floor(path) -> str | None:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         found = re.findall(rb"\x00GLIBC_(\d+)\.(\d+)", data)
     newest = max((tuple(map(int, pair)) for pair in found), default=None)
-    return newest and f"manylinux_{newest[0]}_{newest[1]}"
+    return None if newest is None else f"manylinux_{newest[0]}_{newest[1]}"
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,9 @@ def run_forward(
     if gate is not None:
         prepared.check_gate(gate)
     out = torch.empty_like(q)
-    lse = prepared.empty(prepared.token_rows) if keep or options.want_lse else None
+    acc = prepared.accumulator
+    wants_lse = keep or options.want_lse
+    lse = q.new_empty(prepared.token_rows, dtype=acc) if wants_lse else None
     if options.mask is not None:
         mask = prepared.check_mask("mask", options.mask)
         prepared.kernels.attend(q, k, v, lengths, scale, mask, None, None, out, lse)
@@ -80,12 +82,12 @@ def run_forward(
         options.sparsity, options.top_k, options.compete, options.always
     )
     wants_mask = keep or options.want_mask
-    mask = prepared.empty(prepared.mask, torch.int64) if wants_mask else None
+    mask = q.new_empty(prepared.mask, dtype=torch.int64) if wants_mask else None
     oc = coarse_max = coarse_sum = None
     if keep and any_gate is not None:
-        oc = prepared.empty(prepared.query_pooled)
-        coarse_max = prepared.empty(prepared.tile_rows)
-        coarse_sum = prepared.empty(prepared.tile_rows)
+        oc = q.new_empty(prepared.query_pooled, dtype=acc)
+        coarse_max = q.new_empty(prepared.tile_rows, dtype=acc)
+        coarse_sum = q.new_empty(prepared.tile_rows, dtype=acc)
     prepared.kernels.forward(
         q, k, v, lengths, selection, scale, any_gate, out, lse, mask, oc, coarse_max, coarse_sum
     )
@@ -213,7 +215,8 @@ def _fake_forward(
     q, k, v = _unfuse(q, k, v)
     query_tokens, query_tiles, _, _ = count_tokens(query, tile)
     key_tokens, key_tiles, _, _ = count_tokens(key, tile)
-    for name, tensor, tokens in (("q", q, query_tokens), ("k", k, key_tokens), ("v", v, key_tokens)):
+    expected = ("q", q, query_tokens), ("k", k, key_tokens), ("v", v, key_tokens)
+    for name, tensor, tokens in expected:
         if tensor.ndim != 4 or tensor.shape[1] != tokens:
             refuse(name, f"[batch, {tokens}, heads, head_dim]", describe(tensor))
     if gate is not None and gate.shape != q.shape:
@@ -312,6 +315,7 @@ def forward(
         return run_forward(q, k, v, gate, options, keep)[:3]
     return torch.ops.vidsparse.forward(
         q, k, v, gate, options.query_lengths, options.key_lengths, options.mask, *options.shape,
-        options.scale, options.gate_value, options.backend, options.always, traceable(options.sparsity),
-        options.top_k, options.compete, options.want_lse, options.want_mask, keep,
+        options.scale, options.gate_value, options.backend, options.always,
+        traceable(options.sparsity), options.top_k, options.compete, options.want_lse,
+        options.want_mask, keep,
     )[:3]  # fmt: skip

@@ -48,10 +48,6 @@ class Prepared:
         self.accumulator = problem.accumulator
         self.scale = problem.head_dim**-0.5
 
-    def empty(self, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
-        """Uninitialised, in the accumulator's dtype unless given."""
-        return torch.empty(shape, dtype=dtype or self.accumulator, device=self.device)
-
     def check_lengths(self, query: Tensor | None, key: Tensor | None) -> Lengths:
         """Run-time lengths: int32 [columns] or [B, columns] of each side, on the device."""
         if query is None and key is None:
@@ -119,11 +115,25 @@ def describe(tensor: Tensor) -> str:
     return f"{list(tensor.shape)} {tensor.dtype}"
 
 
-_cache: dict[tuple, Prepared] = {}
 _CAPACITY = 1024  # problems; the oldest goes first
+_by_sizes: dict[tuple, Prepared] = {}
+_by_tensors: dict[tuple, Prepared] = {}
 
 
-def prepare_shapes(
+def _remember(cache: dict[tuple, Prepared], key: tuple, prepared: Prepared) -> Prepared:
+    while len(cache) >= _CAPACITY:
+        cache.pop(next(iter(cache)), None)
+    cache[key] = prepared
+    return prepared
+
+
+def _surroundings(device: torch.device) -> tuple[str | None, int]:
+    """What a choice depends on besides the call."""
+    threads = torch.get_num_threads() if device.type == "cpu" else 0
+    return os.environ.get("VIDSPARSE_BACKEND"), threads
+
+
+def prepare_sizes(
     shape: Shape,
     batch: int,
     heads_q: int,
@@ -135,24 +145,19 @@ def prepare_shapes(
     gradients: bool = False,
 ) -> Prepared:
     """The Prepared of these, from the cache or made. Raises ArgumentError or UnsupportedError."""
-    threads = torch.get_num_threads() if device.type == "cpu" else 0
-    forced = os.environ.get("VIDSPARSE_BACKEND")
-    key = (shape, batch, heads_q, heads_kv, head_dim, dtype, device, backend, gradients, forced,
-           threads)  # fmt: skip
-    found = _cache.get(key)
-    if found is None:
-        if heads_kv == 0 or heads_q % heads_kv != 0:
-            refuse("k", f"heads that divide q's {heads_q}", heads_kv)
-        if not dtype.is_floating_point:
-            refuse("q", "a floating dtype", dtype)
-        sequences = Sequence.decode(shape.query), Sequence.decode(shape.key)
-        tile = parse_tile(shape.tile)
-        problem = Problem(*sequences, tile, batch, heads_q, heads_kv, head_dim, dtype)
-        kernels = choose(problem, device, backend, gradients).prepare(problem, device)
-        while len(_cache) >= _CAPACITY:
-            _cache.pop(next(iter(_cache)), None)
-        found = _cache[key] = Prepared(problem, device, kernels)
-    return found
+    sizes = (batch, heads_q, heads_kv, head_dim)
+    key = (shape, sizes, dtype, device, backend, gradients, _surroundings(device))
+    found = _by_sizes.get(key)
+    if found is not None:
+        return found
+    if heads_kv == 0 or heads_q % heads_kv != 0:
+        refuse("k", f"heads that divide q's {heads_q}", heads_kv)
+    if not dtype.is_floating_point:
+        refuse("q", "a floating dtype", dtype)
+    sequences = Sequence.decode(shape.query), Sequence.decode(shape.key)
+    problem = Problem(*sequences, parse_tile(shape.tile), *sizes, dtype)
+    kernels = choose(problem, device, backend, gradients).prepare(problem, device)
+    return _remember(_by_sizes, key, Prepared(problem, device, kernels))
 
 
 def prepare(
@@ -160,11 +165,29 @@ def prepare(
 ) -> Prepared:
     """For tensors q [B, Sq, H, D] and k, v [B, Sk, G, D], checked against one another and against
     the sequences."""
-    if q.ndim != 4 or k.ndim != 4:
-        name, tensor = ("q", q) if q.ndim != 4 else ("k", k)
-        refuse(name, "[batch, tokens, heads, head_dim]", describe(tensor))
+    device = q.device
+    key = (
+        shape, q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, device, k.device, v.device,
+        backend, gradients, _surroundings(device),
+    )  # fmt: skip
+    found = _by_tensors.get(key)
+    if found is None:
+        found = _remember(_by_tensors, key, _checked(shape, q, k, v, backend, gradients))
+    if not q.stride(3) == k.stride(3) == v.stride(3) == 1 and q.shape[3] > 1:
+        for name, tensor in (("q", q), ("k", k), ("v", v)):
+            if tensor.stride(3) != 1:
+                refuse(name, "a contiguous head_dim", f"strides {tensor.stride()}")
+    return found
+
+
+def _checked(
+    shape: Shape, q: Tensor, k: Tensor, v: Tensor, backend: str | None, gradients: bool
+) -> Prepared:
+    for name, tensor in (("q", q), ("k", k)):
+        if tensor.ndim != 4:
+            refuse(name, "[batch, tokens, heads, head_dim]", describe(tensor))
     batch, _, heads, head_dim = q.shape
-    found = prepare_shapes(
+    found = prepare_sizes(
         shape, batch, heads, k.shape[2], head_dim, q.dtype, q.device, backend, gradients
     )
     problem = found.problem
@@ -175,12 +198,10 @@ def prepare(
         refuse("k", f"{list(found.key_shape)} for {problem.key}", describe(k))
     if v.shape != found.key_shape:
         refuse("v", f"{list(found.key_shape)}, k's shape", describe(v))
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
+    for name, tensor in (("k", k), ("v", v)):
         if tensor.dtype != q.dtype or tensor.device != q.device:
             expected = f"{q.dtype} on {q.device}, as q is"
             refuse(name, expected, f"{tensor.dtype} on {tensor.device}")
-        if tensor.stride(3) != 1 and head_dim > 1:
-            refuse(name, "a contiguous head_dim", f"strides {tensor.stride()}")
     return found
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from .errors import refuse
 from .layout import mask_words
 from .ops import is_plain, traceable
-from .prepared import Shape, count_tokens, describe, prepare, prepare_shapes
+from .prepared import Shape, count_tokens, describe, prepare, prepare_sizes
 
 
 def _run_pool(
@@ -18,8 +18,10 @@ def _run_pool(
     shape = Shape(tuple(query), tuple(key), tuple(tile))
     prepared = prepare(shape, q, k, k if v is None else v, backend)
     lengths = prepared.check_lengths(query_lengths, key_lengths)
-    qc, kc = prepared.empty(prepared.query_pooled), prepared.empty(prepared.key_pooled)
-    vc = None if v is None else prepared.empty(prepared.key_pooled)
+    acc = prepared.accumulator
+    qc = q.new_empty(prepared.query_pooled, dtype=acc)
+    kc = q.new_empty(prepared.key_pooled, dtype=acc)
+    vc = None if v is None else torch.empty_like(kc)
     prepared.kernels.pool(q, k, v, lengths, qc, kc, vc)
     return qc, kc, vc
 
@@ -36,7 +38,7 @@ def _run_select(
     dtype = torch.float64 if qc.dtype == torch.float64 else torch.bfloat16
     batch, heads, _, head_dim = qc.shape
     shape = Shape(tuple(query), tuple(key), tuple(tile))
-    prepared = prepare_shapes(
+    prepared = prepare_sizes(
         shape, batch, heads, kc.shape[1], head_dim, dtype, qc.device, backend
     )
     for name, tensor, expected in (
@@ -51,12 +53,12 @@ def _run_select(
         prepared.check_device(name, tensor)
     lengths = prepared.check_lengths(query_lengths, key_lengths)
     selection = prepared.selection(sparsity, top_k, compete, always)
-    mask = prepared.empty(prepared.mask, torch.int64)
+    mask = qc.new_empty(prepared.mask, dtype=torch.int64)
     oc = coarse_max = coarse_sum = None
     if vc is not None:
-        oc = prepared.empty(prepared.query_pooled)
-        coarse_max = prepared.empty(prepared.tile_rows)
-        coarse_sum = prepared.empty(prepared.tile_rows)
+        oc = qc.new_empty(prepared.query_pooled)
+        coarse_max = qc.new_empty(prepared.tile_rows)
+        coarse_sum = qc.new_empty(prepared.tile_rows)
         vc = vc.contiguous()
     prepared.kernels.select(
         qc.contiguous(), kc.contiguous(), vc, lengths, selection,

@@ -2,6 +2,7 @@
 plainly in the inputs' dtype as the yardstick."""
 
 import torch
+
 import transcription
 
 # Where rounding each result changes nothing (float32), plain's error is a matter of luck.
@@ -25,8 +26,12 @@ def check(name, got, exact, plain, dtype):
     where = torch.unravel_index(((got - exact).abs() * fine).argmax(), got.shape)
     place = [int(i) for i in where]
     assert error.max() <= most, f"{name}: error {error.max():.3g} > {most:.3g} at {place}"
-    rms = slack * 1.5 * allowed.square().mean().sqrt() + ulp / 2 * exact[fine].square().mean().sqrt()
-    assert error.square().mean().sqrt() <= rms, f"{name}: RMS {error.square().mean().sqrt():.3g}"
+    most = slack * 1.5 * rms_of(allowed) + ulp / 2 * rms_of(exact[fine])
+    assert rms_of(error) <= most, f"{name}: RMS error {rms_of(error):.3g} > {most:.3g}"
+
+
+def rms_of(x):
+    return x.square().mean().sqrt()
 
 
 def check_selection(selected, scores, tau, candidates, k):

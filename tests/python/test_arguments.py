@@ -80,7 +80,7 @@ def test_every_backend_gives_its_reason():
     with pytest.raises(vidsparse.UnsupportedError, match=r"cpu: dtype: f64 is computed by the ref"):
         vidsparse.video_sparse_attention(q, k, v, grid=GRID, sparsity=0.5)
     q, k, v = tensors(head_dim=100)
-    with pytest.raises(vidsparse.UnsupportedError, match="cpu: head_dim: expected a multiple of 16"):
+    with pytest.raises(vidsparse.UnsupportedError, match="cpu: head_dim: expected a multiple"):
         vidsparse.video_sparse_attention(q, k, v, grid=GRID, sparsity=0.5)
 
 

@@ -4,13 +4,13 @@ import importlib
 import math
 import sys
 
-import judging
 import pytest
 import torch
-import transcription
-from conftest import can_backward
 
+import judging
+import transcription
 import vidsparse.compat
+from conftest import can_backward
 from vidsparse.compat import fastvideo_kernel as kernel
 from vidsparse.compat.triton_kernels import index
 

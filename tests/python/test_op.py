@@ -2,13 +2,13 @@
 
 import math
 
-import judging
 import pytest
 import torch
-import transcription
-from conftest import can_backward
 
+import judging
+import transcription
 import vidsparse
+from conftest import can_backward
 from vidsparse import Packed, Plain, Sequence, Video, masks
 
 

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 import torch
-import transcription
 
+import transcription
 import vidsparse
 from vidsparse import Packed, Plain, Sequence, TileLayout, Video, masks
 

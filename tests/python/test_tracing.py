@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from conftest import can_backward
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vidsparse
+from conftest import can_backward
 from vidsparse import Plain, Sequence, Video
 
 GRID = (5, 6, 7)

@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "reference/side.hpp"
+#include "support/device_memory.hpp"
 
 namespace vidsparse::testing {
 
@@ -48,10 +49,40 @@ class Runner {
  public:
   Runner(const RandomProblem& problem, const Target& target, int thread_count)
       : r_(problem),
+        target_(target),
         plan_(problem.problem(),
-              PlanOptions{Device{}, target.backend, parallel_for(thread_count)}) {}
+              PlanOptions{target.device, target.backend, parallel_for(thread_count)}),
+        memory_(target.device) {}
 
-  void run(Results& results) const {
+  void run(Results& results) {
+    place(results);
+    run_stages(results);
+    memory_.fetch();
+    if (r_.use != Use::whole) return;
+    EXPECT_TRUE(results.out.memory.same_as(results.out_alone.memory))
+        << "out depends on which other outputs are asked for\n"
+        << r_.to_string();
+  }
+
+ private:
+  /// Copies everything that calls read or write to the device.
+  void place(Results& results) {
+    for (const PoisonedTensor* tensor : {&r_.q, &r_.k, &r_.v, &r_.gate_tensor, &r_.dout, &r_.dlse,
+                                         &r_.qc, &r_.kc, &r_.vc, &r_.oc}) {
+      memory_.add(tensor->memory.storage().data(), tensor->memory.storage().size());
+    }
+    for (const std::vector<std::int32_t>* lengths : {&r_.query_lengths, &r_.key_lengths}) {
+      memory_.add(lengths->data(), lengths->size() * sizeof(std::int32_t));
+    }
+    for (const TileMask* mask : {&r_.always, &r_.caller_mask}) {
+      memory_.add(mask->view().words, static_cast<std::size_t>(mask->shape().words()) * 8);
+    }
+    for (const auto& [name, output] : results.memory()) {
+      memory_.add_written(output->storage().data(), output->storage().size());
+    }
+  }
+
+  void run_stages(Results& results) const {
     if (r_.use == Use::whole) {
       pool(results);
       forward(results);
@@ -65,13 +96,36 @@ class Runner {
     }
   }
 
- private:
+  /// The same arguments where the device finds them.
+  template <class Args>
+  Args placed(Args args) const {
+    const auto move = [&](auto&... tensors) { ((tensors = memory_.at(tensors)), ...); };
+    move(args.lengths.query, args.lengths.key);
+    if constexpr (requires { args.q; }) move(args.q, args.k, args.v);
+    if constexpr (requires { args.qc; }) move(args.qc, args.kc, args.vc);
+    if constexpr (requires { args.mask; }) move(args.mask, args.oc);
+    if constexpr (requires { args.coarse_max; }) move(args.coarse_max, args.coarse_sum);
+    if constexpr (requires { args.selection; }) move(args.selection.always);
+    if constexpr (requires { args.out; }) move(args.out, args.lse);
+    if constexpr (requires { args.dq; }) {
+      move(args.dout, args.dlse, args.dq, args.dk, args.dv, args.dgate);
+    }
+    if constexpr (requires { args.gate; }) {
+      if (args.gate.is_tensor()) args.gate = Gate(memory_.at(args.gate.tensor()));
+    }
+    return args;
+  }
+
   /// Calls a stage with a poisoned workspace of exactly the bytes it asks for.
   template <class Args>
   void call(void (Plan::*stage)(const Args&, Workspace, void*) const, const Args& args) const {
     const std::size_t bytes = plan_.workspace_bytes(args);
     Poisoned memory(bytes);
-    (plan_.*stage)(args, Workspace{memory.give_bytes(bytes), bytes}, nullptr);
+    std::byte* workspace = memory.give_bytes(bytes);
+    DeviceMemory on_device(target_.device);
+    on_device.add_written(memory.storage().data(), memory.storage().size());
+    (plan_.*stage)(placed(args), Workspace{on_device.at(workspace), bytes}, nullptr);
+    on_device.fetch();
     EXPECT_TRUE(memory.intact()) << "written outside of the workspace\n" << r_.to_string();
   }
 
@@ -135,12 +189,10 @@ class Runner {
       args.coarse_sum = results.coarse_sum.ref;
     }
     call(&Plan::forward, args);
-    EXPECT_TRUE(results.out.memory.same_as(results.out_alone.memory))
-        << "out depends on which other outputs are asked for\n"
-        << r_.to_string();
   }
 
   void backward(Results& results) const {
+    if (!target_.backward) return;
     BackwardArgs args = inputs<BackwardArgs>();
     args.mask = r_.use == Use::whole ? TileMaskView(results.mask) : r_.mask_view;
     args.out = results.out.ref;
@@ -160,11 +212,13 @@ class Runner {
   }
 
   const RandomProblem& r_;
+  const Target& target_;
   Plan plan_;
+  DeviceMemory memory_;
 };
 
 /// Holds the results of a run against the reference's, as the spec says.
-std::vector<Report> judge_strictly(const RandomProblem& r, Results& results) {
+std::vector<Report> judge_strictly(const RandomProblem& r, bool backward, Results& results) {
   OpInputs inputs;
   inputs.q = r.q.ref;
   inputs.k = r.k.ref;
@@ -210,7 +264,7 @@ std::vector<Report> judge_strictly(const RandomProblem& r, Results& results) {
   inputs.dout = r.dout.ref;
   if (r.with_dlse) inputs.dlse = r.dlse.ref;
   const bool with_backward =
-      r.use == Use::whole || (r.use == Use::block_sparse && r.gate.is_none());
+      backward && (r.use == Use::whole || (r.use == Use::block_sparse && r.gate.is_none()));
   Answers exact = answer_forward(r.setting, exactly, inputs);
   if (with_backward) answer_backward(r.setting, exactly, inputs, exact);
   const std::vector<Answers> plain =
@@ -239,6 +293,14 @@ std::int64_t valid_rows(const RandomProblem& problem) {
 
 }  // namespace
 
+namespace {
+
+bool runs_on_host(const BackendInfo& backend) {
+  return backend.name == "cpu" || backend.name == "reference";
+}
+
+}  // namespace
+
 void PrintTo(const Target& target, std::ostream* stream) {
   *stream << target.backend << ' ' << target.isa;
 }
@@ -250,11 +312,17 @@ std::string name_of(const Target& target) {
 std::vector<Target> targets() {
   std::vector<Target> list;
   for (const BackendInfo& backend : backends(Device{})) {
+    if (!runs_on_host(backend)) continue;
     if (backend.name != "cpu") {
       list.push_back({backend.name, "", backend.verdict});
       continue;
     }
     for (const BackendInfo& isa : cpu_isas()) list.push_back({"cpu", isa.name, isa.verdict});
+  }
+  const Device gpu{Device::Kind::cuda, 0};
+  for (const BackendInfo& backend : backends(gpu)) {
+    if (runs_on_host(backend)) continue;
+    list.push_back({backend.name, "", backend.verdict, gpu, false, {.gpu = true}});
   }
   return list;
 }
@@ -322,8 +390,8 @@ void run(const RandomProblem& problem, const Target& target, int threads, Result
   Runner(problem, target, threads).run(results);
 }
 
-std::vector<Report> judge(const RandomProblem& problem, Results& results) {
-  std::vector<Report> reports = judge_strictly(problem, results);
+std::vector<Report> judge(const RandomProblem& problem, const Target& target, Results& results) {
+  std::vector<Report> reports = judge_strictly(problem, target.backward, results);
   // On a handful of rows plain's error is a single draw, and so is ours: 2x and 1.5x are then no
   // bounds that a better kernel can be sure to keep.
   const std::int64_t rows = valid_rows(problem);

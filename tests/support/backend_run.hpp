@@ -15,13 +15,16 @@ struct Target {
   std::string backend;
   std::string isa;
   Verdict verdict;
+  Device device = {};
+  bool backward = true;  ///< has a backward pass
+  Limits limits = {};
 };
 
 void PrintTo(const Target& target, std::ostream* stream);
 /// "cpu_avx2", for the names of tests.
 std::string name_of(const Target& target);
 
-/// Every backend that was built, the CPU once for each instruction set.
+/// Every backend that was built, the CPU once for each instruction set, GPUs' on the first device.
 std::vector<Target> targets();
 
 /// Makes plans use the target's instruction set from now on.
@@ -41,10 +44,12 @@ struct Results {
 
 /// Runs everything a problem is for on the target that is forced, each call with a poisoned
 /// workspace of exactly the bytes it asks for.
+/// Memory is copied to the target's device and, with outputs, back.
 void run(const RandomProblem& problem, const Target& target, int threads, Results& results);
 
 /// Holds the results of a run against the reference's, as the spec says; on fewer than 64 rows the
 /// bounds that plain's error sets are widened.
-std::vector<reference::Report> judge(const RandomProblem& problem, Results& results);
+std::vector<reference::Report> judge(const RandomProblem& problem, const Target& target,
+                                     Results& results);
 
 }  // namespace vidsparse::testing

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <span>
 #include <vector>
 
 #include "vidsparse/tensor.hpp"
@@ -12,9 +13,10 @@
 namespace vidsparse::testing {
 
 /// How the four dimensions B, S, H, D of a tensor lie in memory.
-enum class Order { bshd, bhsd, padded };
+enum class Order { bshd, bhsd, padded, wide };
 
-/// Strides of a [B, S, H, D] tensor; `padded` leaves a gap after every token and head.
+/// Strides of a [B, S, H, D] tensor; `padded` leaves a gap after every token and head, `wide` one
+/// of multiples of 64 elements, which a GPU's copy engine can step over.
 inline std::array<std::int64_t, 4> strides_of(Order order, const std::array<std::int64_t, 4>& s) {
   switch (order) {
     case Order::bhsd:
@@ -22,6 +24,10 @@ inline std::array<std::int64_t, 4> strides_of(Order order, const std::array<std:
     case Order::padded: {
       const std::int64_t token = s[2] * (s[3] + 5) + 3;
       return {s[1] * token + 7, token, s[3] + 5, 1};
+    }
+    case Order::wide: {
+      const std::int64_t token = s[2] * (s[3] + 64) + 192;
+      return {s[1] * token + 64, token, s[3] + 64, 1};
     }
     default:
       return {s[1] * s[2] * s[3], s[2] * s[3], s[3], 1};
@@ -74,6 +80,10 @@ class Poisoned {
     std::fill_n(given_.begin() + first, bytes, std::uint8_t{1});
     return data();
   }
+
+  /// Everything, guards included.
+  std::span<std::byte> storage() { return bytes_; }
+  std::span<const std::byte> storage() const { return bytes_; }
 
   bool intact() const {
     std::size_t spoiled = 0;

@@ -137,10 +137,12 @@ void spoil_pads(Dice& dice, const TensorRef& tensor, const Side& side) {
   }
 }
 
-PoisonedTensor random_tensor(Dice& dice, DType dtype, const Shape& shape) {
-  const Order order = dice.one_of({Order::bshd, Order::bshd, Order::bhsd, Order::padded});
-  return PoisonedTensor(dtype, 4, shape, strides_of(order, shape),
-                        dice.chance(0.2) ? dice.between(1, 9) : 0);
+Order random_gaps(const Limits& limits) { return limits.gpu ? Order::wide : Order::padded; }
+
+PoisonedTensor random_tensor(Dice& dice, DType dtype, const Shape& shape, const Limits& limits) {
+  const Order order = dice.one_of({Order::bshd, Order::bshd, Order::bhsd, random_gaps(limits)});
+  const std::int64_t first = dice.chance(0.2) ? dice.between(1, 9) : 0;
+  return PoisonedTensor(dtype, 4, shape, strides_of(order, shape), limits.gpu ? first * 8 : first);
 }
 
 Selection random_selection(Dice& dice, const TileLayout& key) {
@@ -180,12 +182,14 @@ TileMask random_mask(Dice& dice, const MaskShape& full, double density) {
 }
 
 /// Everything known before the tensors, of bounded cost for the reference.
-Problem random_frame(Dice& dice, double& density) {
+Problem random_frame(Dice& dice, double& density, const Limits& limits) {
   Problem problem;
   problem.tile = random_tile(dice);
-  problem.dtype = dice.one_of({DType::f32, DType::bf16, DType::bf16, DType::f16});
-  problem.head_dim = dice.chance(0.6) ? dice.one_of<std::int64_t>({64, 128})
-                                      : dice.one_of<std::int64_t>({96, 112, 192, 256});
+  problem.dtype = limits.gpu ? dice.one_of({DType::bf16, DType::f16})
+                             : dice.one_of({DType::f32, DType::bf16, DType::bf16, DType::f16});
+  problem.head_dim = limits.gpu || dice.chance(0.6)
+                         ? dice.one_of<std::int64_t>({64, 128})
+                         : dice.one_of<std::int64_t>({96, 112, 192, 256});
   problem.batch = dice.chance(0.65) ? 1 : dice.between(2, 3);
   const std::int64_t key_heads = dice.between(1, 2);
   const std::int64_t group = dice.chance(0.65) ? 1 : dice.between(2, 3);
@@ -257,10 +261,10 @@ std::string RandomProblem::to_string() const {
   return text;
 }
 
-std::unique_ptr<RandomProblem> random_problem(std::uint64_t seed) {
+std::unique_ptr<RandomProblem> random_problem(std::uint64_t seed, const Limits& limits) {
   Dice dice(seed);
   double density = 0;
-  auto random = std::make_unique<RandomProblem>(random_frame(dice, density));
+  auto random = std::make_unique<RandomProblem>(random_frame(dice, density, limits));
   RandomProblem& r = *random;
   const Problem& problem = r.problem();
   r.seed = seed;
@@ -286,12 +290,12 @@ std::unique_ptr<RandomProblem> random_problem(std::uint64_t seed) {
     r.k.ref = r.q.memory.give(problem.dtype, 4, shape, strides, part);
     r.v.ref = r.q.memory.give(problem.dtype, 4, shape, strides, 2 * part);
   } else {
-    r.q = random_tensor(dice, problem.dtype, shape);
-    r.k = random_tensor(dice, problem.dtype, r.key_shape());
-    r.v = random_tensor(dice, problem.dtype, r.key_shape());
+    r.q = random_tensor(dice, problem.dtype, shape, limits);
+    r.k = random_tensor(dice, problem.dtype, r.key_shape(), limits);
+    r.v = random_tensor(dice, problem.dtype, r.key_shape(), limits);
   }
   r.fused_gradients = same_shape && dice.chance(0.3);
-  r.out_order = dice.one_of({Order::bshd, Order::bhsd, Order::padded});
+  r.out_order = dice.one_of({Order::bshd, Order::bhsd, random_gaps(limits)});
 
   const Side query(r.setting.query, r.lengths.query);
   const Side key(r.setting.key, r.lengths.key);
@@ -301,14 +305,14 @@ std::unique_ptr<RandomProblem> random_problem(std::uint64_t seed) {
   spoil_pads(dice, r.q.ref, query);
   spoil_pads(dice, r.k.ref, key);
   spoil_pads(dice, r.v.ref, key);
-  r.dout = random_tensor(dice, problem.dtype, shape);
+  r.dout = random_tensor(dice, problem.dtype, shape, limits);
   fill(dice, r.dout.ref, 1.0F, 0.2F);
   spoil_pads(dice, r.dout.ref, query);
 
   if (dice.chance(0.3)) r.scale = dice.uniform(0.02, 0.25);
   if (dice.chance(0.02)) r.scale = -0.1;
   if (dice.chance(0.45)) {
-    r.gate_tensor = random_tensor(dice, problem.dtype, shape);
+    r.gate_tensor = random_tensor(dice, problem.dtype, shape, limits);
     fill(dice, r.gate_tensor.ref, 0.7F, 0.3F);
     spoil_pads(dice, r.gate_tensor.ref, query);
     r.gate = Gate(r.gate_tensor.ref);

@@ -10,6 +10,13 @@
 
 namespace vidsparse::testing {
 
+/// What a backend can run; problems are drawn from within.
+struct Limits {
+  /// bf16 and fp16, head_dim 64 and 128, rows at multiples of 16 bytes, batch and head strides at
+  /// multiples of 64 elements.
+  bool gpu = false;
+};
+
 /// What a problem is for.
 enum class Use {
   whole,         ///< pool, forward, backward
@@ -56,7 +63,7 @@ struct RandomProblem {
 };
 
 /// The same seed gives the same problem.
-std::unique_ptr<RandomProblem> random_problem(std::uint64_t seed);
+std::unique_ptr<RandomProblem> random_problem(std::uint64_t seed, const Limits& limits = {});
 
 /// Puts NaN and infinities into a few valid elements of the inputs.
 void add_non_finite(RandomProblem& problem, std::uint64_t seed);

@@ -2,7 +2,6 @@
 
 #include <string>
 
-#include "cuda/common/stages.hpp"
 #include "vidsparse/error.hpp"
 
 namespace vidsparse::cuda {
@@ -17,7 +16,7 @@ Context::Context(const core::Setting& plan)
   };
   multiprocessors = ask(cudaDevAttrMultiProcessorCount);
   shared_bytes = ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  prepare_select(*this);
+  l2_bytes = ask(cudaDevAttrL2CacheSize);
 }
 
 void check(cudaError_t status, const char* what) {

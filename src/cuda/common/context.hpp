@@ -22,7 +22,7 @@ struct Context {
   int shared_bytes = 0;  ///< of a multiprocessor that one thread block can have
   int l2_bytes = 0;
 
-  /// Asks the device, and lets the kernels use its shared memory. Throws Error.
+  /// Asks the device. Throws Error.
   explicit Context(const core::Setting& plan);
 
   DType dtype() const { return setting->problem.dtype; }

@@ -1,0 +1,311 @@
+// Times of pool, select, attend and the whole forward on a GPU, bf16, random data, (4,4,4) tiles
+// unless told otherwise. Each figure is the median of runs between two events, after a warm-up,
+// with the second-level cache overwritten before each.
+
+#include <cuda_runtime_api.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <fstream>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "presets.hpp"
+#include "random_fill.hpp"
+#include "vidsparse/vidsparse.hpp"
+
+namespace {
+
+using namespace vidsparse;
+using Json = nlohmann::ordered_json;
+
+void require(cudaError_t status, const char* what) {
+  if (status != cudaSuccess) {
+    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
+  }
+}
+
+class DeviceBuffer {
+ public:
+  explicit DeviceBuffer(std::size_t bytes) : bytes_(bytes) {
+    require(cudaMalloc(&data_, std::max<std::size_t>(bytes, 1)), "cudaMalloc");
+  }
+  ~DeviceBuffer() { cudaFree(data_); }
+  DeviceBuffer(const DeviceBuffer&) = delete;
+  DeviceBuffer& operator=(const DeviceBuffer&) = delete;
+  void* data() const { return data_; }
+  std::size_t bytes() const { return bytes_; }
+
+ private:
+  void* data_ = nullptr;
+  std::size_t bytes_;
+};
+
+/// Runs work many times and takes the median of its device time.
+class Timer {
+ public:
+  explicit Timer(double seconds) : seconds_(seconds), flush_(std::size_t{256} << 20), clock_(16) {
+    require(cudaEventCreate(&start_), "cudaEventCreate");
+    require(cudaEventCreate(&stop_), "cudaEventCreate");
+  }
+  ~Timer() {
+    cudaEventDestroy(start_);
+    cudaEventDestroy(stop_);
+  }
+  Timer(const Timer&) = delete;
+  Timer& operator=(const Timer&) = delete;
+
+  /// Milliseconds.
+  double median(const std::function<void()>& work) {
+    std::vector<double> times;
+    double total = 0;
+    double warm = 0;
+    while (warm < 15 || total < seconds_ * 1e3 || times.size() < 5) {
+      const double once = run(work);
+      if (warm < 15) {
+        warm += once + 0.01;
+        continue;
+      }
+      times.push_back(once);
+      total += once;
+    }
+    std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
+    return times[times.size() / 2];
+  }
+
+  /// MHz of a multiprocessor right after the work before.
+  double clock() {
+    std::uint64_t result[2];
+    measure_clock(static_cast<std::uint64_t*>(clock_.data()), nullptr);
+    require(cudaMemcpy(result, clock_.data(), sizeof(result), cudaMemcpyDefault), "clock");
+    return static_cast<double>(result[0]) * 1e3 / static_cast<double>(result[1]);
+  }
+
+ private:
+  double run(const std::function<void()>& work) {
+    require(cudaMemsetAsync(flush_.data(), 0, flush_.bytes(), nullptr), "cudaMemsetAsync");
+    require(cudaEventRecord(start_), "cudaEventRecord");
+    work();
+    require(cudaEventRecord(stop_), "cudaEventRecord");
+    require(cudaEventSynchronize(stop_), "cudaEventSynchronize");
+    float milliseconds = 0;
+    require(cudaEventElapsedTime(&milliseconds, start_, stop_), "cudaEventElapsedTime");
+    return milliseconds;
+  }
+
+  double seconds_;
+  DeviceBuffer flush_;
+  DeviceBuffer clock_;
+  cudaEvent_t start_{};
+  cudaEvent_t stop_{};
+};
+
+struct Options {
+  std::vector<std::string> problems = {"33k", "wan14b-720p", "123k"};
+  std::vector<std::string> stages;
+  std::string backend = "sm90";
+  std::vector<std::int64_t> tile = {4, 4, 4};
+  double sparsity = 0.9;
+  double seconds = 0.2;
+  std::string json;
+};
+
+/// One problem's tensors and the calls on them.
+class Bench {
+ public:
+  Bench(const Options& options, const tools::Preset& preset, Timer& timer, Json& records)
+      : options_(options),
+        preset_(preset),
+        timer_(timer),
+        records_(records),
+        plan_(problem_of(options, preset), {Device{Device::Kind::cuda, 0}, options.backend, {}}),
+        tokens_(plan_.query_layout().tokens()),
+        tiles_(plan_.query_layout().tiles()),
+        q_(element_bytes()),
+        k_(element_bytes()),
+        v_(element_bytes()),
+        gate_(element_bytes()),
+        out_(element_bytes()),
+        qc_(pooled_bytes()),
+        kc_(pooled_bytes()),
+        vc_(pooled_bytes()),
+        oc_(pooled_bytes()),
+        lse_(static_cast<std::size_t>(preset.heads * tokens_) * 4),
+        mask_(static_cast<std::size_t>(plan_.mask_shape().words()) * 8) {
+    std::uint64_t seed = (std::uint64_t{std::random_device{}()} << 32) | std::random_device{}();
+    for (const DeviceBuffer* buffer : {&q_, &k_, &v_, &gate_}) {
+      random_fill_bf16(buffer->data(), static_cast<std::int64_t>(buffer->bytes() / 2), seed++,
+                       nullptr);
+    }
+    selection_.sparsity = options.sparsity;
+  }
+
+  void run() {
+    const double bytes = static_cast<double>(q_.bytes());
+    const double pairs = static_cast<double>(preset_.heads) * static_cast<double>(tiles_) *
+                         static_cast<double>(plan_.resolve_top_k(selection_));
+    const double slots = static_cast<double>(plan_.problem().tile.tokens());
+    const double flops = 4 * slots * slots * static_cast<double>(preset_.head_dim) * pairs;
+
+    time("copy of q", 2 * bytes, 0, [&] {
+      cudaMemcpyAsync(out_.data(), q_.data(), q_.bytes(), cudaMemcpyDeviceToDevice, nullptr);
+    });
+    PoolArgs pool;
+    pool.q = tokens(q_);
+    pool.k = tokens(k_);
+    pool.qc = pooled(qc_);
+    pool.kc = pooled(kc_);
+    time("pool q, k", 2 * bytes, 0, calling(&Plan::pool, pool));
+    pool.v = tokens(v_);
+    pool.vc = pooled(vc_);
+    time("pool q, k, v", 3 * bytes, 0, calling(&Plan::pool, pool));
+    SelectArgs select;
+    select.qc = pooled(qc_);
+    select.kc = pooled(kc_);
+    select.selection = selection_;
+    select.mask = mask();
+    const double scores = 2.0 * static_cast<double>(preset_.heads) * static_cast<double>(tiles_) *
+                          static_cast<double>(tiles_) * static_cast<double>(preset_.head_dim);
+    time("select", 0, scores, calling(&Plan::select, select));
+    select.vc = pooled(vc_);
+    select.oc = pooled(oc_);
+    time("select with coarse output", 0, 2 * scores, calling(&Plan::select, select));
+    AttendArgs attend;
+    attend.q = tokens(q_);
+    attend.k = tokens(k_);
+    attend.v = tokens(v_);
+    attend.mask = mask();
+    attend.out = tokens(out_);
+    attend.lse = TensorRef::dense(lse_.data(), DType::f32, 3, {1, preset_.heads, tokens_});
+    time("attend", 0, flops, calling(&Plan::attend, attend));
+    attend.gate = Gate(tokens(gate_));
+    attend.oc = pooled(oc_);
+    time("attend with gate", 0, flops, calling(&Plan::attend, attend));
+    ForwardArgs forward;
+    forward.q = tokens(q_);
+    forward.k = tokens(k_);
+    forward.v = tokens(v_);
+    forward.selection = selection_;
+    forward.out = tokens(out_);
+    time("forward", 0, flops, calling(&Plan::forward, forward));
+    forward.gate = Gate(tokens(gate_));
+    time("forward with gate", 0, flops, calling(&Plan::forward, forward));
+  }
+
+ private:
+  static Problem problem_of(const Options& options, const tools::Preset& preset) {
+    Problem problem;
+    problem.query = Sequence{Video{preset.grid[0], preset.grid[1], preset.grid[2]}};
+    problem.tile = {options.tile.at(0), options.tile.at(1), options.tile.at(2)};
+    problem.heads_q = preset.heads;
+    problem.head_dim = preset.head_dim;
+    return problem;
+  }
+  std::size_t element_bytes() const {
+    return static_cast<std::size_t>(tokens_ * preset_.heads * preset_.head_dim) * 2;
+  }
+  std::size_t pooled_bytes() const {
+    return static_cast<std::size_t>(tiles_ * preset_.heads * preset_.head_dim) * 4;
+  }
+  TensorRef tokens(const DeviceBuffer& buffer) const {
+    return TensorRef::dense(buffer.data(), DType::bf16, 4,
+                            {1, tokens_, preset_.heads, preset_.head_dim});
+  }
+  TensorRef pooled(const DeviceBuffer& buffer) const {
+    return TensorRef::dense(buffer.data(), DType::f32, 4,
+                            {1, preset_.heads, tiles_, preset_.head_dim});
+  }
+  TileMaskRef mask() const {
+    return {static_cast<std::uint64_t*>(mask_.data()), plan_.mask_shape()};
+  }
+
+  template <class Args>
+  std::function<void()> calling(void (Plan::*stage)(const Args&, Workspace, void*) const,
+                                const Args& args) {
+    const std::size_t bytes = plan_.workspace_bytes(args);
+    auto workspace = std::make_shared<DeviceBuffer>(bytes);
+    return [this, stage, args, workspace, bytes] {
+      (plan_.*stage)(args, {workspace->data(), bytes}, nullptr);
+    };
+  }
+
+  /// Bytes moved and floating-point operations; 0 leaves a rate out.
+  void time(const std::string& stage, double bytes, double flops,
+            const std::function<void()>& work) {
+    if (!options_.stages.empty() &&
+        std::none_of(options_.stages.begin(), options_.stages.end(),
+                     [&](const std::string& wanted) { return stage.starts_with(wanted); })) {
+      return;
+    }
+    const double milliseconds = timer_.median(work);
+    const double clock = timer_.clock();
+    Json record = {
+        {"problem", preset_.name}, {"tile", options_.tile}, {"sparsity", options_.sparsity},
+        {"stage", stage},          {"ms", milliseconds},    {"sm_mhz_after", clock}};
+    std::printf("%-14s %-26s %9.4f ms", preset_.name, stage.c_str(), milliseconds);
+    if (bytes > 0) {
+      record["gb_per_s"] = bytes * 1e-6 / milliseconds;
+      std::printf(" %8.0f GB/s", bytes * 1e-6 / milliseconds);
+    }
+    if (flops > 0) {
+      record["tflop_per_s"] = flops * 1e-9 / milliseconds;
+      std::printf(" %8.1f TFLOP/s", flops * 1e-9 / milliseconds);
+    }
+    std::printf("  (%.0f MHz)\n", clock);
+    std::fflush(stdout);
+    records_.push_back(record);
+  }
+
+  const Options& options_;
+  const tools::Preset& preset_;
+  Timer& timer_;
+  Json& records_;
+  Plan plan_;
+  std::int64_t tokens_;
+  std::int64_t tiles_;
+  DeviceBuffer q_, k_, v_, gate_, out_, qc_, kc_, vc_, oc_, lse_, mask_;
+  Selection selection_;
+};
+
+int run(const Options& options) {
+  cudaDeviceProp properties{};
+  require(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
+  std::printf("%s, %d multiprocessors\n", properties.name, properties.multiProcessorCount);
+  Timer timer(options.seconds);
+  Json records = Json::array();
+  for (const std::string& name : options.problems) {
+    Bench(options, tools::find_preset("--problems", name), timer, records).run();
+  }
+  if (!options.json.empty()) {
+    std::ofstream(options.json)
+        << Json{{"device", properties.name}, {"version", version()}, {"records", records}}.dump(1)
+        << '\n';
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  Options options;
+  CLI::App app("Times of the stages on a GPU");
+  app.add_option("--problems", options.problems, "among " + tools::preset_names())->delimiter(',');
+  app.add_option("--stages", options.stages, "only those that start so")->delimiter(',');
+  app.add_option("--backend", options.backend);
+  app.add_option("--tile", options.tile)->delimiter(',')->expected(3);
+  app.add_option("--sparsity", options.sparsity);
+  app.add_option("--seconds", options.seconds, "of each measurement");
+  app.add_option("--json", options.json, "file to write the records to");
+  CLI11_PARSE(app, count, arguments);
+  try {
+    return run(options);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "gpu_stages_bench: %s\n", error.what());
+    return 1;
+  }
+}

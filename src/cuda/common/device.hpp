@@ -1,0 +1,11 @@
+#pragma once
+
+#include "vidsparse/backend.hpp"
+
+namespace vidsparse::cuda {
+
+/// Whether a device is there and has exactly the given compute capability (9, 0); the reason names
+/// what is missing: the driver, the device, its capability. Never loads a driver that is not there.
+Verdict has_capability(const Device& device, int major, int minor);
+
+}  // namespace vidsparse::cuda
