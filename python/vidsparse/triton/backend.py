@@ -29,6 +29,8 @@ class TritonBackend(Backend):
         elif device.type != "cuda":
             return Verdict(False, f"device: expected a GPU of type cuda, got {device.type}")
         if problem is not None:
+            if device.type == "cpu" and problem.dtype == torch.bfloat16:
+                return Verdict(False, "dtype: Triton's interpreter does not multiply bfloat16")
             if problem.head_dim not in HEAD_DIMS:
                 return Verdict(False, f"head_dim: expected 64 or 128, got {problem.head_dim}")
             if problem.dtype not in DTYPES:
