@@ -24,15 +24,15 @@ from triton.compiler import ASTSource
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "python"))
 
-from vidsparse.triton.attend import attend_kernel  # noqa: E402
-from vidsparse.triton.coarse import coarse_backward_kernel  # noqa: E402
-from vidsparse.triton.config import Config, Shape, config_for  # noqa: E402
-from vidsparse.triton.gradients import key_gradients_kernel, query_gradients_kernel  # noqa: E402
-from vidsparse.triton.kernels import PLAIN_WARPS, search_shape  # noqa: E402
-from vidsparse.triton.lists import lists_kernel  # noqa: E402
-from vidsparse.triton.pool import pool_kernel  # noqa: E402
-from vidsparse.triton.prepare import prepare_kernel  # noqa: E402
-from vidsparse.triton.select import select_kernel  # noqa: E402
+from vidsparse.triton.attend import attend_kernel
+from vidsparse.triton.coarse import coarse_backward_kernel
+from vidsparse.triton.config import Config, Shape, config_for
+from vidsparse.triton.gradients import key_gradients_kernel, query_gradients_kernel
+from vidsparse.triton.kernels import PLAIN_WARPS, search_shape
+from vidsparse.triton.lists import lists_kernel
+from vidsparse.triton.pool import pool_kernel
+from vidsparse.triton.prepare import prepare_kernel
+from vidsparse.triton.select import select_kernel
 
 SHARED = 1024
 TARGETS = {  # name -> target, bytes of shared memory a block may have
@@ -71,7 +71,8 @@ def kernels(config: Config, dim: int):
          {**lengths, "HAS_Q": True, "HAS_K": True, "HAS_V": True, "E": 64, "D": dim}),
         ("select", select_kernel, config.select,
          {**pooled, "HAS_COARSE": True, "HAS_ALWAYS": True, "K_LENGTHS": True,
-          "BM": config.select.rows, "BN": config.select.columns, "ROWS": rows, "CHUNK": chunk, "WHOLE": True}),
+          "BM": config.select.rows, "BN": config.select.columns,
+          "ROWS": rows, "CHUNK": chunk, "WHOLE": True}),
         ("lists", lists_kernel, plain,
          {"BY_KEY": True, "LENGTHS": True, "E": 64, "LINES": 32, "CHUNK": 128}),
         ("attend", attend_kernel, config.attend,

@@ -9,11 +9,12 @@ import math
 import os
 from dataclasses import dataclass, field
 
-import judging
 import pytest
 import torch
-import transcription
 from torch import Tensor
+
+import judging
+import transcription
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda", 0) if GPU else torch.device("cpu")
@@ -196,9 +197,7 @@ class Run:
         s = self.setting
         selected = self.selected()
         for entry, (q_tiles, q_plain, k_tiles, k_plain) in enumerate(self.entries):
-            q, k = (
-                x[entry : entry + 1].cpu().nan_to_num().double() for x in (self.q, self.k)
-            )
+            q, k = (x[entry : entry + 1].cpu().nan_to_num().double() for x in (self.q, self.k))
             scores = transcription.scores_of(q, k, q_tiles, k_tiles, self.scale)
             tau = judging.tau_of(q, k, q_tiles, k_tiles, self.scale)
             full = [len(tile) > 0 for tile in k_tiles]

@@ -18,8 +18,8 @@ def _walk(
     E: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
     MASKED_STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Online softmax over `count` listed tiles, COLUMNS keys a step. `top` is the running maximum of
-    the raw products; weights are 2^(scale2 * (product - top)), scale2 >= 0."""
+    """Online softmax over `count` listed tiles, COLUMNS keys a step. `top` is the running maximum
+    of the raw products; weights are 2^(scale2 * (product - top)), scale2 >= 0."""
     PARTS: tl.constexpr = E // COLUMNS
     slot = tl.arange(0, COLUMNS)
     dim = tl.arange(0, D)
@@ -33,12 +33,8 @@ def _walk(
         if MASKED:
             valid = valid_tokens(k_facts, k_tiles, tile, lengths, True, K_LENGTHS)
             alive = slot < valid - (step % PARTS) * COLUMNS
-            key = tl.load(
-                k + row * k_stride_t + dim[None, :], mask=alive[:, None], other=0.0
-            )
-            value = tl.load(
-                v + row * v_stride_t + dim[None, :], mask=alive[:, None], other=0.0
-            )
+            key = tl.load(k + row * k_stride_t + dim[None, :], mask=alive[:, None], other=0.0)
+            value = tl.load(v + row * v_stride_t + dim[None, :], mask=alive[:, None], other=0.0)
         else:
             key = tl.load(k + row * k_stride_t + dim[None, :])
             value = tl.load(v + row * v_stride_t + dim[None, :])
@@ -107,8 +103,8 @@ def attend_kernel(
         other=0.0,
     )
     # The loop takes the maximum before it scales, so a negative sign goes to the query, in a kernel
-    # of its own: any arithmetic here makes Triton hold the query in registers. And a scale of 0 must
-    # not meet the -inf of masked scores.
+    # of its own: arithmetic here makes Triton hold the query in registers. And a scale of 0 must not
+    # meet the -inf of masked scores.
     if NEGATIVE:
         query = (query.to(tl.float32) * -1.0).to(query.dtype)
     scale2 = tl.maximum(tl.abs(scale) * LOG2E, 1e-37)

@@ -1,4 +1,4 @@
-"""Warps, pipeline stages and block sizes of every kernel: a table by architecture, no autotuning."""
+"""Warps, pipeline stages and block sizes of every kernel: a table by architecture."""
 
 from __future__ import annotations
 

@@ -32,12 +32,8 @@ def _key_walk(
             norm = tl.load(lse + token, mask=alive, other=float("-inf"))
             alive = alive & (norm != float("-inf"))
             inner = tl.load(delta + token, mask=alive, other=0.0)
-            query = tl.load(
-                q + row * q_stride_t + dim[None, :], mask=alive[:, None], other=0.0
-            )
-            grad = tl.load(
-                dout + row * do_stride_t + dim[None, :], mask=alive[:, None], other=0.0
-            )
+            query = tl.load(q + row * q_stride_t + dim[None, :], mask=alive[:, None], other=0.0)
+            grad = tl.load(dout + row * do_stride_t + dim[None, :], mask=alive[:, None], other=0.0)
         else:
             norm = tl.load(lse + token)
             inner = tl.load(delta + token)
@@ -171,12 +167,8 @@ def _query_walk(
         if MASKED:
             valid = valid_tokens(k_facts, k_tiles, tile, k_lengths, True, K_LENGTHS)
             alive = slot < valid - (step % PARTS) * COLUMNS
-            key = tl.load(
-                k + row * k_stride_t + dim[None, :], mask=alive[:, None], other=0.0
-            )
-            value = tl.load(
-                v + row * v_stride_t + dim[None, :], mask=alive[:, None], other=0.0
-            )
+            key = tl.load(k + row * k_stride_t + dim[None, :], mask=alive[:, None], other=0.0)
+            value = tl.load(v + row * v_stride_t + dim[None, :], mask=alive[:, None], other=0.0)
         else:
             key = tl.load(k + row * k_stride_t + dim[None, :])
             value = tl.load(v + row * v_stride_t + dim[None, :])

@@ -66,9 +66,7 @@ def _score_rows(
             top = higher
     if HAS_COARSE:
         mean = tl.where(total[:, None] == 0.0, 0.0, acc / total[:, None])
-        tl.store(
-            oc + row.to(tl.int64)[:, None] * D + dim[None, :], mean, mask=inside_row[:, None]
-        )
+        tl.store(oc + row.to(tl.int64)[:, None] * D + dim[None, :], mean, mask=inside_row[:, None])
         tl.store(coarse_max + row, tl.where(total == total, top, total), mask=inside_row)
         tl.store(coarse_sum + row, total, mask=inside_row)
 
