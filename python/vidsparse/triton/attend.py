@@ -103,7 +103,7 @@ def attend_kernel(
         other=0.0,
     )
     # The loop takes the maximum before it scales, so a negative sign goes to the query, in a kernel
-    # of its own: arithmetic here makes Triton hold the query in registers. And a scale of 0 must not
+    # of its own: arithmetic here makes Triton hold the query in registers. A scale of 0 must not
     # meet the -inf of masked scores.
     if NEGATIVE:
         query = (query.to(tl.float32) * -1.0).to(query.dtype)
