@@ -257,6 +257,7 @@ class TritonKernels(Kernels):
             coarse_sum = self._empty(b, h, self.query.tiles)
         self.pool(q, k, v if pooled else None, lengths, qc, kc, vc)
         self.select(qc, kc, vc, lengths, selection, scale, mask, oc, coarse_max, coarse_sum)
+        del qc, kc, vc  # the lists take their memory
         capacity = self.key.tiles
         if selection.always is None and p.query_layout.plain_tiles == 0:
             capacity = min(capacity, selection.top_k + p.key_layout.plain_tiles)
