@@ -11,9 +11,9 @@ namespace vidsparse::cuda {
 /// A key fragment as an attend kernel needs it: where a bulk tensor copy finds it and which of its
 /// slots hold valid tokens. Worked out once a call, so that loading threads never divide.
 struct alignas(16) KeyFragment {
-  std::int32_t w = 0;            ///< coordinates of slot 0 in its segment's grid
-  std::uint32_t place = 0;       ///< h, t and the segment, see below
-  std::uint64_t valid = 0;       ///< bit s: slot s; 0: nothing to attend
+  std::int32_t w = 0;       ///< coordinates of slot 0 in its segment's grid
+  std::uint32_t place = 0;  ///< h, t and the segment, see below
+  std::uint64_t valid = 0;  ///< bit s: slot s; 0: nothing to attend
 
   static constexpr std::int32_t kMaxHeight = 1 << 16;
   static constexpr std::int32_t kMaxFrames = 1 << 12;

@@ -15,24 +15,18 @@
 namespace vidsparse::cuda::sm90 {
 namespace {
 
-/// Calls visit(element, config) for the instance a problem and a tuning need.
-template <class T, class Visit>
-void with_config(int head_dim, bool query_in_registers, Visit&& visit) {
-  if (head_dim == 64) {
-    query_in_registers ? visit(T{}, AttendConfig<64, true>{}) : visit(T{}, AttendConfig<64, false>{});
-  } else {
-    query_in_registers ? visit(T{}, AttendConfig<128, true>{})
-                       : visit(T{}, AttendConfig<128, false>{});
-  }
-}
+/// Calls visit(element, config) for the instance a problem needs.
 template <class Visit>
-void with_instance(const Context& context, bool query_in_registers, Visit&& visit) {
+void with_instance(const Context& context, Visit&& visit) {
+  const bool wide = context.head_dim() == 128;
   if (context.dtype() == DType::f16) {
-    with_config<__half>(context.head_dim(), query_in_registers, visit);
+    wide ? visit(__half{}, AttendConfig<128>{}) : visit(__half{}, AttendConfig<64>{});
   } else {
-    with_config<__nv_bfloat16>(context.head_dim(), query_in_registers, visit);
+    wide ? visit(__nv_bfloat16{}, AttendConfig<128>{}) : visit(__nv_bfloat16{}, AttendConfig<64>{});
   }
 }
+
+constexpr std::int64_t kConsumers = AttendConfig<128>::kConsumers;
 
 /// How a launch is cut up.
 struct Schedule {
@@ -47,7 +41,6 @@ struct Schedule {
 };
 
 Schedule make_schedule(const Context& context, const AttendArgs& args, const AttendTuning& tuning) {
-  constexpr std::int64_t kConsumers = AttendConfig<128, true>::kConsumers;
   Schedule s;
   s.query_fragments = context.query.tiles * context.query.fragments_per_tile;
   s.key_fragments = context.key.tiles * context.key.fragments_per_tile;
@@ -127,39 +120,35 @@ AttendParameters<T> make_parameters(const Context& context, const AttendArgs& ar
 
 }  // namespace
 
-Verdict can_attend(const core::Setting& setting) {
-  const auto fragments = setting.key.tiles() * (setting.problem.tile.tokens() / kFragment);
-  if (fragments > Command::kMaxFragments) {
-    return Verdict::no("key: expected at most 2^23 fragments of 64 tokens, got " +
-                       std::to_string(fragments));
+Verdict can_attend(const Problem& problem, const TileLayout& query, const TileLayout& key) {
+  const std::int64_t parts = problem.tile.tokens() / kFragment;
+  if (key.tiles() * parts > Command::kMaxFragments) {
+    return Verdict::no("key: expected at most 2^18 fragments of 64 tokens, got " +
+                       std::to_string(key.tiles() * parts));
   }
-  for (const Segment& segment : setting.key.sequence().segments()) {
+  for (const Segment& segment : key.sequence().segments()) {
     const auto* video = std::get_if<Video>(&segment);
     if (video == nullptr) continue;
     if (video->t > KeyFragment::kMaxFrames || video->h > KeyFragment::kMaxHeight) {
       return Verdict::no("key: expected videos of at most 4096 x 65536 (T x H), got " +
-                         setting.key.sequence().to_string());
+                         key.sequence().to_string());
     }
   }
-  const std::int64_t items = setting.problem.batch * setting.problem.heads_q *
-                             core::ceil_div(setting.query.tiles() *
-                                                (setting.problem.tile.tokens() / kFragment), 3);
+  const std::int64_t items =
+      problem.batch * problem.heads_q * core::ceil_div(query.tiles() * parts, kConsumers);
   if (items > INT32_MAX / 2) {
-    return Verdict::no("query: expected fewer than 2^30 items of three fragments, got " +
+    return Verdict::no("query: expected fewer than 2^30 blocks of three fragments, got " +
                        std::to_string(items));
   }
   return can_encode_tensor_maps();
 }
 
 void prepare_attend(const Context& context) {
-  for (const bool in_registers : {true, false}) {
-    with_instance(context, in_registers, [&]<class T, class Config>(T, Config) {
-      check(cudaFuncSetAttribute(attend_kernel<T, Config>,
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 Config::kDynamicBytes),
-            "cudaFuncSetAttribute");
-    });
-  }
+  with_instance(context, [&]<class T, class Config>(T, Config) {
+    check(cudaFuncSetAttribute(attend_kernel<T, Config>,
+                               cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kSharedBytes),
+          "cudaFuncSetAttribute");
+  });
 }
 
 AttendTuning choose_tuning(const Context& context) {
@@ -190,13 +179,13 @@ void attend(const Context& context, const AttendArgs& args, Workspace workspace,
   if (!args.gate.is_none()) require_aligned_rows("oc", args.oc);
   core::Arena arena(workspace.data);
   const Memory memory = take(arena, schedule);
-  with_instance(context, tuning.query_in_registers, [&]<class T, class Config>(T, Config) {
+  with_instance(context, [&]<class T, class Config>(T, Config) {
     const AttendParameters<T> parameters =
         make_parameters<T>(context, args, schedule, tuning, memory);
     fill_fragment_table(with_lengths(context.key, args.lengths.key), schedule.batches, memory.table,
                         memory.arrivals, schedule.arrivals, stream);
     attend_kernel<T, Config><<<static_cast<unsigned>(schedule.blocks), Config::kThreads,
-                               Config::kDynamicBytes, stream>>>(parameters);
+                               Config::kSharedBytes, stream>>>(parameters);
     check(cudaGetLastError(), "attend");
   });
 }

@@ -12,13 +12,13 @@ namespace vidsparse::cuda::sm90 {
 
 /// What is chosen by measurement rather than by the problem's rules; docs/kernels/sm90_forward.md.
 struct AttendTuning {
-  bool query_in_registers = true;
   std::int32_t pace_fragments = 0;  ///< key fragments between two steps of the pace; 0: none
   std::int32_t pace_slack = 1;      ///< steps a block may be ahead
 };
 
-/// Whether the attend kernel can describe a problem's key side.
-Verdict can_attend(const core::Setting& setting);
+/// Whether the attend kernel can count a problem's fragments and the driver can describe its
+/// tensors.
+Verdict can_attend(const Problem& problem, const TileLayout& query, const TileLayout& key);
 
 /// Once for a plan: lets the kernels use the device's shared memory.
 void prepare_attend(const Context& context);

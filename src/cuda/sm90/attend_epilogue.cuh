@@ -3,7 +3,7 @@
 #include <cstdint>
 
 #include "cuda/sm90/attend_parameters.hpp"
-#include "cuda/sm90/attend_producer.cuh"
+#include "cuda/sm90/attend_plan.cuh"
 #include "cuda/sm90/softmax.cuh"
 
 namespace vidsparse::cuda::sm90 {
@@ -22,8 +22,8 @@ __device__ inline float2 unpack(std::uint32_t word) {
   }
 }
 
-/// Four registers of each thread of a quad, exchanged so that thread t of it holds register t of all
-/// four, in their order.
+/// Four registers of each thread of a quad, exchanged so that thread t of it holds register t of
+/// all four, in their order.
 __device__ inline void transpose_quad(std::uint32_t (&x)[4], int t) {
 #pragma unroll
   for (int step = 1; step <= 2; step *= 2) {
@@ -58,8 +58,7 @@ __device__ void store_rows(const AttendParameters<T>& p, const Item& item, int t
                            const Fragment& rows, int warp, int lane, const Softmax& softmax,
                            const float (&output)[D / 2]) {
   const int quad = lane % 4;
-  const float* coarse =
-      p.oc ? p.oc.row(item.batch, tile, item.head) + quad * 2 : nullptr;
+  const float* coarse = p.oc ? p.oc.row(item.batch, tile, item.head) + quad * 2 : nullptr;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int slot = warp * 16 + lane / 4 + 8 * r;
@@ -69,7 +68,8 @@ __device__ void store_rows(const AttendParameters<T>& p, const Item& item, int t
     const bool weightless = softmax.empty(r);
     const std::uint32_t* gates = nullptr;
     if (p.gate && valid >= 0) {
-      gates = reinterpret_cast<const std::uint32_t*>(p.gate.row(item.batch, token, item.head)) + quad;
+      gates =
+          reinterpret_cast<const std::uint32_t*>(p.gate.row(item.batch, token, item.head)) + quad;
     }
     T* to = token >= 0 ? p.out.row(item.batch, token, item.head) : nullptr;
 #pragma unroll
@@ -78,7 +78,8 @@ __device__ void store_rows(const AttendParameters<T>& p, const Item& item, int t
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int block = 4 * b + j;  // of eight columns
-        float2 value = {output[block * 4 + 2 * r] * inverse, output[block * 4 + 2 * r + 1] * inverse};
+        float2 value = {output[block * 4 + 2 * r] * inverse,
+                        output[block * 4 + 2 * r + 1] * inverse};
         if (weightless) value = {0, 0};
         if (coarse != nullptr) {
           const float2 oc = *reinterpret_cast<const float2*>(coarse + block * 8);

@@ -14,16 +14,17 @@ namespace vidsparse::cuda::sm90 {
 template <class T, class Config>
 __global__ void __launch_bounds__(Config::kThreads, 1)
     attend_kernel(const __grid_constant__ AttendParameters<T> parameters) {
-  extern __shared__ char unaligned[];
-  const auto start = static_cast<std::uint32_t>(__cvta_generic_to_shared(unaligned));
-  const std::uint32_t address = (start + 1023) / 1024 * 1024;
-  char* shared = unaligned + (address - start);
+  extern __shared__ __align__(1024) char shared[];
+  const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));
 
   if (threadIdx.x == 0) {
-    for (int stage = 0; stage < Config::kStages; ++stage) {
-      ptx::mbarrier_init(address + Config::kFullK + 8 * stage, 1);
-      ptx::mbarrier_init(address + Config::kFullV + 8 * stage, 1);
-      ptx::mbarrier_init(address + Config::kEmpty + 8 * stage, Config::kWarps);
+    for (int slot = 0; slot < Config::kKeySlots; ++slot) {
+      ptx::mbarrier_init(address + Config::kFullK + 8 * slot, 1);
+      ptx::mbarrier_init(address + Config::kEmptyK + 8 * slot, Config::kWarps);
+    }
+    for (int slot = 0; slot < Config::kValueSlots; ++slot) {
+      ptx::mbarrier_init(address + Config::kFullV + 8 * slot, 1);
+      ptx::mbarrier_init(address + Config::kEmptyV + 8 * slot, Config::kWarps);
     }
     ptx::mbarrier_init(address + Config::kCredit, Config::kWarps);
     ptx::mbarrier_init(address + Config::kCredit + 8, Config::kWarps);

@@ -27,7 +27,8 @@ class Pace {
     if (earlier < 0) return;
     // Blocks with an item in that wave.
     const int blocks = static_cast<int>(gridDim.x);
-    const auto all = static_cast<unsigned>(min(blocks, p_.items - earlier / p_.pace_steps * blocks));
+    const auto all =
+        static_cast<unsigned>(min(blocks, p_.items - earlier / p_.pace_steps * blocks));
     const volatile unsigned* count = p_.arrivals + earlier;
     const long long start = clock64();
     while (*count < all) {

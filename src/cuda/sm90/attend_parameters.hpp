@@ -49,7 +49,7 @@ struct AttendParameters {
   bool clear_pads = false;  ///< slots that are not valid may hold anything, not zeros
 
   std::int32_t heads = 0;
-  std::int32_t group = 1;           ///< query heads that share a key head
+  std::int32_t group = 1;  ///< query heads that share a key head
   std::int32_t query_fragments = 0;
   std::int32_t items_per_head = 0;
   std::int32_t items = 0;

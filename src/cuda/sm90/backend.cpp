@@ -145,7 +145,7 @@ class Sm90Backend final : public core::Backend {
     }
     Verdict verdict = can_describe("query", query);
     if (verdict.ok) verdict = can_describe("key", key);
-    if (verdict.ok) verdict = can_attend({problem, query, key, device, {}});
+    if (verdict.ok) verdict = can_attend(problem, query, key);
     return verdict.ok ? can_run(device) : verdict;
   }
 

@@ -28,9 +28,9 @@ __device__ inline std::uint32_t pack(float low, float high) {
 /// The running softmax of the two rows a thread holds in a warpgroup's 64 x N accumulators: value i
 /// belongs to row i / 2 % 2, and a row's values lie in the four threads of a quad.
 ///
-/// Everything is in units of log2. The maximum a row's weights are taken against lags behind the true
-/// one by up to 2^8 before the accumulators are rescaled (fp32 sums and the 8 or 11 bits of a weight
-/// do not mind), so most fragments rescale nothing.
+/// Everything is in units of log2. The maximum a row's weights are taken against lags behind the
+/// true one by up to 2^8 before the accumulators are rescaled (fp32 sums and the 8 or 11 bits of a
+/// weight do not mind), so most fragments rescale nothing.
 class Softmax {
  public:
   __device__ explicit Softmax(float scale_log2) : scale_(scale_log2) {}
@@ -73,7 +73,6 @@ class Softmax {
     }
     sum_[0] += part[0] + part[1];
     sum_[1] += part[2] + part[3];
-    asm volatile("" : "+f"(sum_[0]), "+f"(sum_[1])::"memory");
   }
 
   /// At the end, once: the rows' sums over the quad.

@@ -1,7 +1,7 @@
 #include "cuda/sm90/tensor_map.hpp"
 
-#include <cuda_runtime_api.h>
 #include <cudaTypedefs.h>
+#include <cuda_runtime_api.h>
 
 #include <algorithm>
 #include <string>
@@ -34,8 +34,9 @@ Encode encoder() {
 
 void check_strides(const char* name, const TensorView& tensor) {
   const auto require = [&](bool ok, const char* expected, const std::string& got) {
-    if (!ok) throw Error(ErrorCode::unsupported, name, std::string("expected ") + expected +
-                                                           ", got " + got);
+    if (!ok)
+      throw Error(ErrorCode::unsupported, name,
+                  std::string("expected ") + expected + ", got " + got);
   };
   require(reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0, "a 16-byte aligned address",
           "one that is not");
@@ -70,24 +71,24 @@ TensorMaps make_tensor_maps(const char* name, const TensorView& tensor, const Si
   for (std::int32_t s = 0; s < side.segment_count; ++s) {
     const Raster& segment = side.segments[s];
     const Triple box_sides = side.boxes[segment.line].fragment();
-    const auto* base = static_cast<const char*>(tensor.data) + segment.first_token * token * kElement;
-    const cuuint64_t sides[5] = {kColumn, static_cast<cuuint64_t>(segment.grid.w),
-                                 static_cast<cuuint64_t>(segment.grid.h),
-                                 static_cast<cuuint64_t>(segment.grid.t),
-                                 static_cast<cuuint64_t>(steps)};
+    const auto* base =
+        static_cast<const char*>(tensor.data) + segment.first_token * token * kElement;
+    const cuuint64_t sides[5] = {
+        kColumn, static_cast<cuuint64_t>(segment.grid.w), static_cast<cuuint64_t>(segment.grid.h),
+        static_cast<cuuint64_t>(segment.grid.t), static_cast<cuuint64_t>(steps)};
     const cuuint64_t row = static_cast<cuuint64_t>(token) * kElement;
     const cuuint64_t strides[4] = {row, row * sides[1], row * sides[1] * sides[2],
                                    kColumn * kElement};
-    const cuuint32_t box[5] = {static_cast<cuuint32_t>(kColumn), static_cast<cuuint32_t>(box_sides.w),
-                               static_cast<cuuint32_t>(box_sides.h),
-                               static_cast<cuuint32_t>(box_sides.t),
-                               static_cast<cuuint32_t>(columns)};
+    const cuuint32_t box[5] = {
+        static_cast<cuuint32_t>(kColumn), static_cast<cuuint32_t>(box_sides.w),
+        static_cast<cuuint32_t>(box_sides.h), static_cast<cuuint32_t>(box_sides.t),
+        static_cast<cuuint32_t>(columns)};
     const auto type = tensor.dtype == DType::f16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                                  : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-    const CUresult status = encoder()(
-        &result.maps[s], type, 5, const_cast<char*>(base), sides, strides, box, ones,
-        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    const CUresult status =
+        encoder()(&result.maps[s], type, 5, const_cast<char*>(base), sides, strides, box, ones,
+                  CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (status != CUDA_SUCCESS) {
       throw Error(ErrorCode::unsupported, name,
                   "expected strides a tensor map can hold (below 2^40 bytes), got " +
