@@ -6,6 +6,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <fstream>
 #include <functional>
@@ -195,9 +196,35 @@ class Bench {
     time("forward", 0, flops, calling(&Plan::forward, forward));
     forward.gate = Gate(tokens(gate_));
     time("forward with gate", 0, flops, calling(&Plan::forward, forward));
+    report_call(forward);
   }
 
  private:
+  /// What a call costs beside device time: the host's, and memory.
+  void report_call(const ForwardArgs& forward) {
+    const auto work = calling(&Plan::forward, forward);
+    std::vector<double> times;
+    for (int i = 0; i < 30; ++i) {
+      require(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+      const auto start = std::chrono::steady_clock::now();
+      work();
+      const std::chrono::duration<double, std::micro> taken =
+          std::chrono::steady_clock::now() - start;
+      times.push_back(taken.count());
+    }
+    require(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    std::sort(times.begin(), times.end());
+    const double workspace = static_cast<double>(plan_.workspace_bytes(forward));
+    const double share = workspace / static_cast<double>(q_.bytes());
+    std::printf("%-14s host time of a call %.1f us, workspace %.1f MB = %.1f %% of q\n",
+                preset_.name, times[times.size() / 2], workspace * 1e-6, share * 100);
+    records_.push_back({{"problem", preset_.name},
+                        {"stage", "call of forward with gate"},
+                        {"host_us", times[times.size() / 2]},
+                        {"workspace_bytes", workspace},
+                        {"workspace_of_q", share}});
+  }
+
   static Problem problem_of(const Options& options, const tools::Preset& preset) {
     Problem problem;
     problem.query = Sequence{Video{preset.grid[0], preset.grid[1], preset.grid[2]}};
