@@ -226,10 +226,12 @@ class Bench {
     attend.gate = Gate(tokens(gate_));
     attend.oc = pooled(oc_);
     time("attend with gate", 0, flops, calling(&Plan::attend, attend));
-    const TileMask neighbourly = common_lists();
-    require(cudaMemcpy(mask_.data(), neighbourly.view().words, mask_.bytes(), cudaMemcpyDefault),
-            "cudaMemcpy");
-    time("attend with gate, common lists", 0, flops, calling(&Plan::attend, attend));
+    if (wanted("attend with gate, common lists")) {
+      const TileMask lists = common_lists();
+      require(cudaMemcpy(mask_.data(), lists.view().words, mask_.bytes(), cudaMemcpyDefault),
+              "cudaMemcpy");
+      time("attend with gate, common lists", 0, flops, calling(&Plan::attend, attend));
+    }
     ForwardArgs forward;
     forward.q = tokens(q_);
     forward.k = tokens(k_);
@@ -239,7 +241,7 @@ class Bench {
     time("forward", 0, flops, calling(&Plan::forward, forward));
     forward.gate = Gate(tokens(gate_));
     time("forward with gate", 0, flops, calling(&Plan::forward, forward));
-    report_call(forward);
+    if (wanted("forward with gate")) report_call(forward);
   }
 
  private:
@@ -331,14 +333,16 @@ class Bench {
     };
   }
 
+  bool wanted(const std::string& stage) const {
+    return options_.stages.empty() ||
+           std::any_of(options_.stages.begin(), options_.stages.end(),
+                       [&](const std::string& start) { return stage.starts_with(start); });
+  }
+
   /// Bytes moved and floating-point operations; 0 leaves a rate out.
   void time(const std::string& stage, double bytes, double flops,
             const std::function<void()>& work) {
-    if (!options_.stages.empty() &&
-        std::none_of(options_.stages.begin(), options_.stages.end(),
-                     [&](const std::string& wanted) { return stage.starts_with(wanted); })) {
-      return;
-    }
+    if (!wanted(stage)) return;
     const double milliseconds = timer_.median(work);
     const double clock = timer_.clock();
     Json record = {{"problem", name_},
