@@ -7,9 +7,12 @@ CMAKE_FLAGS ?=
 CONFIGURE = cmake -G Ninja -S . $(CMAKE_FLAGS)
 # Sanitizers need line numbers, not variables, and compile times matter more than theirs.
 QUICK = -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O1 -g1"
+PYTHON_ENV = $(BUILD)/python
+PYTHON = $(PYTHON_ENV)/bin/python
+PYTHON_SOURCES = python tests/python examples/python bench/host_overhead.py bench/profile_layer.py
 SOURCES = $(shell git ls-files '*.cpp' '*.hpp' '*.h' '*.c' '*.cu' '*.cuh')
 
-.PHONY: help demo test build format format-check tidy asan tsan fuzz bench-cpu clean
+.PHONY: help demo test test-python wheel build format format-check python-check tidy asan tsan fuzz bench-cpu clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -22,6 +25,20 @@ demo: build  ## denoise a real clip by sparse attention and say where to look
 
 test: build  ## build everything and run every test
 	@cd $(BUILD)/release && ctest --output-on-failure -j $(JOBS)
+	@$(MAKE) --no-print-directory test-python
+
+test-python:  ## install the Python package with pip and run its tests
+	@scripts/setup build
+	@scripts/python_env $(PYTHON_ENV)
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation .
+	@$(PYTHON) -m pytest -q
+
+wheel:  ## the Python package as one wheel for every torch >= 2.10 and Python >= 3.10
+	@scripts/setup build
+	@scripts/python_env $(PYTHON_ENV)
+	@$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+	  -w $(BUILD)/wheels .
+	@ls -s --block-size=k $(BUILD)/wheels/vidsparse-*.whl
 
 build:
 	@scripts/setup build
@@ -35,6 +52,10 @@ format:  ## format all sources in place
 format-check:  ## fail if a source is not formatted
 	@scripts/setup format
 	@clang-format --dry-run --Werror $(SOURCES)
+
+python-check:  ## ruff over the Python sources
+	@scripts/python_env $(PYTHON_ENV)
+	@$(PYTHON) -m ruff check $(PYTHON_SOURCES)
 
 tidy: build  ## clang-tidy over the library
 	@scripts/setup tidy

@@ -1,0 +1,92 @@
+"""Host time of a call of the PyTorch package, with the plan cached: what Python, torch's dispatcher
+and the library cost before any kernel works.
+
+    python bench/host_overhead.py [--device cuda] [--json FILE]
+
+On the CPU the sequence is empty, so that no kernel has work; on a GPU calls are only enqueued, on
+one tile. Median of rounds, microseconds of wall clock on one thread. The peer is torch's own
+scaled_dot_product_attention on the same tensors.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+
+import torch
+
+import vidsparse
+
+ROUNDS, CALLS = 15, 300
+
+
+def microseconds(call, device):
+    """Median over rounds of the mean time of a call."""
+    for _ in range(CALLS):
+        call()
+    times = []
+    for _ in range(ROUNDS):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(CALLS):
+            call()
+        times.append((time.perf_counter() - start) / CALLS * 1e6)
+    return statistics.median(times)
+
+
+def measure(device):
+    tokens, grid = (0, (0, 4, 4)) if device.type == "cpu" else (64, (4, 4, 4))
+    q, k, v, gate = (torch.randn(1, tokens, 1, 64, device=device).bfloat16() for _ in range(4))
+    leaves = [x.clone().requires_grad_() for x in (q, k, v, gate)]
+    first = [x.transpose(1, 2) for x in (q, k, v)]
+    kwargs = dict(grid=grid, sparsity=0.9)
+
+    def inference():
+        vidsparse.video_sparse_attention(q, k, v, **kwargs)
+
+    def gated():
+        vidsparse.video_sparse_attention(q, k, v, gate=gate, **kwargs)
+
+    def training():
+        vidsparse.video_sparse_attention(*leaves[:3], gate=leaves[3], **kwargs)
+
+    def peer():
+        torch.nn.functional.scaled_dot_product_attention(*first)
+
+    with torch.no_grad():
+        results = {
+            "inference": microseconds(inference, device),
+            "inference, gate": microseconds(gated, device),
+            "torch SDPA, inference": microseconds(peer, device),
+        }
+    try:
+        results["training forward, gate"] = microseconds(training, device)
+    except vidsparse.UnsupportedError as error:
+        print(f"training: {error}")
+    return results
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", help="write the record here")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    torch.set_num_threads(1)
+    results = measure(device)
+    for name, value in results.items():
+        print(f"{name:24} {value:6.1f} us")
+    if arguments.json:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+        record = dict(
+            measurement="host time of a call, us", device=name, torch=torch.__version__,
+            python=platform.python_version(), rounds=ROUNDS, calls=CALLS, microseconds=results,
+        )  # fmt: skip
+        with open(arguments.json, "w") as file:
+            json.dump(record, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

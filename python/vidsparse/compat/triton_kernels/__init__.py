@@ -1,0 +1,3 @@
+"""Stands in for `fastvideo_kernel.triton_kernels`."""
+
+OWN_PATH = list(__path__)

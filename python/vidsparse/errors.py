@@ -1,0 +1,21 @@
+"""What a refused call raises. Messages are one line: "ARGUMENT: expected X, got Y"."""
+
+from typing import NoReturn
+
+
+class ArgumentError(ValueError):
+    """A value breaks the rules of the op; `argument` is its name as the caller wrote it."""
+
+    def __init__(self, argument: str, message: str):
+        super().__init__(message)
+        self.argument = argument
+
+
+class UnsupportedError(NotImplementedError):
+    """Legal, but no backend, or not the forced one, can run it here. The message has each one's
+    reason."""
+
+
+def refuse(argument: str, expected: str, got: object) -> NoReturn:
+    """Raises ArgumentError for `argument`."""
+    raise ArgumentError(argument, f"{argument}: expected {expected}, got {got}")

@@ -1,0 +1,275 @@
+"""The public functions. Shapes: B batch, S tokens, H heads (G of keys and values), D head_dim."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from . import ops, stages
+from .backends import Gate, PrefixMode
+from .errors import refuse
+from .masks import Mask, as_bitmap
+from .ops import Options
+from .prepared import Shape, count_tokens
+from .sequence import Ints, Sequence, encode_grid, parse_tile
+
+Layout: TypeAlias = Literal["raster"] | Tensor | tuple[Tensor, Tensor]
+
+
+def video_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    grid: Ints | None = None,
+    query: Sequence | None = None,
+    key: Sequence | None = None,
+    tile: int | Ints = (4, 4, 4),
+    sparsity: float | None = None,
+    top_k: int | None = None,
+    gate: Gate = None,
+    scale: float | None = None,
+    prefix: Ints = (),
+    prefix_mode: PrefixMode = "exempt",
+    kv_grid: Ints | None = None,
+    layout: Layout = "raster",
+    query_lengths: Tensor | None = None,
+    key_lengths: Tensor | None = None,
+    always: Tensor | None = None,
+    return_lse: bool = False,
+    return_selection: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, ...]:
+    """Video Sparse Attention: each query tile attends its best key tiles, and `gate` adds the
+    pooled branch. Differentiable in q, k, v, gate, through the output and lse.
+
+    Args:
+        q: [B, Sq, H, D] after norm and RoPE; any strides, but D contiguous.
+        k, v: [B, Sk, G, D] in q's dtype; G divides H.
+        grid: (T, H, W) of the latent video, in raster order. Or `query`, or a packed `layout`.
+        query, key: sequences of segments; `key` defaults to `query`.
+        tile: sides of a tile (t, h, w); the product is a multiple of 64. 4 means (4, 4, 4).
+        sparsity: in [0, 1): k = max(1, ceil((1 - sparsity) * video key tiles)) are kept. Or
+        top_k: that k itself.
+        gate: None for sparse attention alone, a number, or a tensor of q's shape and dtype.
+        scale: of the scores; D^-0.5 by default.
+        prefix: lengths of Plain segments (text) before the video, with `grid`.
+        prefix_mode: "exempt": video queries attend all prefix tiles, and k video tiles besides;
+            "compete": the best k + P of all.
+        kv_grid: the keys' grid where it is another one (cached frames); same `prefix`.
+        layout: "raster", or the valid tokens of each tile where tiles are stored packed: int
+            [tiles] or [B, tiles]; a pair for query and key tiles.
+        query_lengths, key_lengths: valid tokens of each Plain segment, int [segments] or
+            [B, segments]; never read by the host. Give both where the sequences are the same.
+        always: bitmap of tiles that are kept on top of the k (vidsparse.masks).
+        return_lse: also the fine stage's log-sum-exp, natural, float32 [B, H, Sq].
+        return_selection: also the selection as a bitmap, int64 [B, H, Nq, W].
+        backend: forces one by name; see vidsparse.info().
+
+    Returns:
+        out [B, Sq, H, D] in q's dtype; with return_lse or return_selection a tuple
+        (out, lse, selection) of what was asked for.
+
+    Raises:
+        ArgumentError: names the argument, what was expected and what came.
+        UnsupportedError: no backend can run this; has each one's reason.
+    """
+    shape, lengths = _tokens(
+        grid, query, key, tile, prefix, kv_grid, layout, query_lengths, key_lengths
+    )
+    q, k, v, gate = _autocast(q, k, v, gate)
+    return _forward(
+        q, k, v, gate, shape, lengths, always, sparsity, top_k, prefix_mode, scale, backend,
+        return_lse, return_selection,
+    )  # fmt: skip
+
+
+def video_sparse_attention_qkvpacked(
+    qkv: Tensor,
+    *,
+    grid: Ints | None = None,
+    query: Sequence | None = None,
+    tile: int | Ints = (4, 4, 4),
+    sparsity: float | None = None,
+    top_k: int | None = None,
+    gate: Gate = None,
+    scale: float | None = None,
+    prefix: Ints = (),
+    prefix_mode: PrefixMode = "exempt",
+    layout: Layout = "raster",
+    lengths: Tensor | None = None,
+    always: Tensor | None = None,
+    return_lse: bool = False,
+    return_selection: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, ...]:
+    """`video_sparse_attention` of one fused tensor [B, S, 3, H, D], read in place; its gradient is
+    one tensor too, written in place. `lengths` are those of both sides."""
+    shape, both = _tokens(grid, query, None, tile, prefix, None, layout, lengths, lengths)
+    qkv, _, _, gate = _autocast(qkv, None, None, gate)
+    return _forward(
+        qkv, None, None, gate, shape, both, always, sparsity, top_k, prefix_mode, scale, backend,
+        return_lse, return_selection,
+    )  # fmt: skip
+
+
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Mask,
+    *,
+    grid: Ints | None = None,
+    query: Sequence | None = None,
+    key: Sequence | None = None,
+    tile: int | Ints = (4, 4, 4),
+    scale: float | None = None,
+    prefix: Ints = (),
+    kv_grid: Ints | None = None,
+    layout: Layout = "raster",
+    query_lengths: Tensor | None = None,
+    key_lengths: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention over the tiles that `mask` selects: bool [B, H, Nq, Nk] or [H, Nq, Nk]; a pair of
+    index lists int32 [B, H, Nq, M] and their lengths [B, H, Nq]; or a bitmap. Rows that select
+    nothing are 0, with lse -inf. Other arguments, autograd and errors as in
+    `video_sparse_attention`."""
+    shape, lengths = _tokens(
+        grid, query, key, tile, prefix, kv_grid, layout, query_lengths, key_lengths
+    )
+    q, k, v, _ = _autocast(q, k, v, None)
+    bitmap = as_bitmap(mask, count_tokens(shape.key, shape.tile)[1])
+    options = Options(
+        shape, *lengths, bitmap, None, None, None, False, scale, None, backend, return_lse, False
+    )
+    out, lse, _ = ops.forward(q, k, v, None, options)
+    return (out, lse) if return_lse else out
+
+
+def pool(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None = None,
+    *,
+    grid: Ints | None = None,
+    query: Sequence | None = None,
+    key: Sequence | None = None,
+    tile: int | Ints = (4, 4, 4),
+    prefix: Ints = (),
+    kv_grid: Ints | None = None,
+    layout: Layout = "raster",
+    query_lengths: Tensor | None = None,
+    key_lengths: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Means over the valid tokens of each tile: qc float32 [B, H, Nq, D], kc and vc
+    [B, G, Nk, D] (vc None without v). Not differentiable."""
+    shape, lengths = _tokens(
+        grid, query, key, tile, prefix, kv_grid, layout, query_lengths, key_lengths
+    )
+    return stages.pool(q, k, v, *lengths, *shape, backend)
+
+
+def select(
+    qc: Tensor,
+    kc: Tensor,
+    vc: Tensor | None = None,
+    *,
+    grid: Ints | None = None,
+    query: Sequence | None = None,
+    key: Sequence | None = None,
+    tile: int | Ints = (4, 4, 4),
+    sparsity: float | None = None,
+    top_k: int | None = None,
+    scale: float | None = None,
+    prefix: Ints = (),
+    prefix_mode: PrefixMode = "exempt",
+    kv_grid: Ints | None = None,
+    layout: Layout = "raster",
+    query_lengths: Tensor | None = None,
+    key_lengths: Tensor | None = None,
+    always: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The selection of pooled tensors, `pool`'s or your own: qc float32 [B, H, Nq, D], kc and vc
+    [B, G, Nk, D]. Returns a bitmap int64 [B, H, Nq, W]; with vc a pair of it and the coarse output
+    float32 [B, H, Nq, D]. Not differentiable."""
+    shape, lengths = _tokens(
+        grid, query, key, tile, prefix, kv_grid, layout, query_lengths, key_lengths
+    )
+    mask, oc, _, _ = stages.select(
+        qc, kc, vc, *lengths, *shape, scale, backend, always, sparsity, top_k,
+        _compete(prefix_mode),
+    )  # fmt: skip
+    return mask if vc is None else (mask, oc)
+
+
+def _forward(
+    q, k, v, gate, shape, lengths, always, sparsity, top_k, prefix_mode, scale, backend,
+    return_lse, return_selection,
+):  # fmt: skip
+    is_tensor = isinstance(gate, Tensor)
+    options = Options(
+        shape, *lengths, None, always, sparsity, top_k, _compete(prefix_mode), scale,
+        None if is_tensor or gate is None else float(gate), backend, return_lse, return_selection,
+    )  # fmt: skip
+    out, lse, mask = ops.forward(q, k, v, gate if is_tensor else None, options)
+    if not (return_lse or return_selection):
+        return out
+    return (out, *((lse,) if return_lse else ()), *((mask,) if return_selection else ()))
+
+
+def _compete(prefix_mode: str) -> bool:
+    if prefix_mode not in ("exempt", "compete"):
+        refuse("prefix_mode", "exempt or compete", prefix_mode)
+    return prefix_mode == "compete"
+
+
+def _tokens(
+    grid, query, key, tile, prefix, kv_grid, layout, query_lengths, key_lengths
+) -> tuple[Shape, tuple[Tensor | None, Tensor | None]]:
+    """The ways to say how tokens lie, as sequences and run-time lengths."""
+    sides = parse_tile(tile)
+    if not isinstance(layout, str):
+        if grid is not None or query is not None or key is not None:
+            refuse("layout", "packed sizes alone, without grid, query or key", "both")
+        sizes = layout if isinstance(layout, tuple) else (layout, layout)
+        slots = sides[0] * sides[1] * sides[2]
+        codes = [(2, part.shape[-1], slots, 0) for part in sizes]
+        return Shape(*codes, sides), sizes
+    if layout != "raster":
+        refuse("layout", "raster or the sizes of packed tiles", layout)
+    if (grid is None) == (query is None):
+        got = "neither" if grid is None else "both"
+        refuse("grid", "exactly one of grid, query and packed sizes in layout", got)
+    if grid is not None:
+        query_code = tuple(encode_grid(grid, prefix))
+    elif prefix:
+        refuse("prefix", "none beside query, which holds the segments", prefix)
+    else:
+        query_code = tuple(query.encode())
+    if kv_grid is not None:
+        if key is not None or grid is None:
+            refuse("kv_grid", "grid, and no key, beside it", "another combination")
+        key_code = tuple(encode_grid(kv_grid, prefix))
+    else:
+        key_code = query_code if key is None else tuple(key.encode())
+    return Shape(query_code, key_code, sides), (query_lengths, key_lengths)
+
+
+def _autocast(
+    q: Tensor, k: Tensor | None, v: Tensor | None, gate: Gate
+) -> tuple[Tensor, Tensor | None, Tensor | None, Gate]:
+    """In autocast's dtype, where it is on."""
+    device = q.device.type
+    if not torch.is_autocast_enabled(device):
+        return q, k, v, gate
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        x.to(dtype) if isinstance(x, Tensor) and x.dtype != torch.float64 else x
+        for x in (q, k, v, gate)
+    )

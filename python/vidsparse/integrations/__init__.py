@@ -1,0 +1,1 @@
+"""Video Sparse Attention inside other people's models."""

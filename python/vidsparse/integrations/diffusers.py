@@ -1,0 +1,177 @@
+"""Video Sparse Attention in the self-attention of diffusers' Wan models.
+
+    handle = vidsparse.integrations.diffusers.enable(pipe, sparsity=0.9)
+    ...
+    handle.sparsity = 0.8      # from the next call on
+    handle.disable()           # the stock model again
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers.models.transformers.transformer_wan import WanAttention
+from torch import Tensor, nn
+
+from ..errors import UnsupportedError, refuse
+from ..functional import video_sparse_attention
+from ..module import gate_projection, load_gate_weights
+from ..sequence import Ints, parse_tile
+
+GateWeights = Mapping[str, Tensor] | str | Path
+
+
+class Handle:
+    """What `enable` did to one or more transformers. `sparsity` may be set at any time."""
+
+    def __init__(self, sparsity: float, tile: Ints, backend: str | None):
+        self.sparsity = sparsity
+        self.tile = parse_tile(tile)
+        self.backend = backend
+        self.loaded_gates: list[str] = []  # paths of those found in gate_weights
+        self._undo: list = []
+
+    def disable(self) -> None:
+        """Puts the stock attention back and removes the gates."""
+        for action in reversed(self._undo):
+            action()
+        self._undo.clear()
+
+
+class WanSparseProcessor:
+    """Attention processor of one self-attention module; `attn.to_gate_compress` is its gate."""
+
+    _attention_backend = None  # diffusers sets these on processors
+    _parallel_config = None
+
+    def __init__(self, handle: Handle, place: _Place):
+        self.handle = handle
+        self.place = place
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """hidden_states [B, T*H*W, dim] -> the same shape."""
+        if attention_mask is not None or encoder_hidden_states is not None:
+            refuse("attention_mask", "self-attention without a mask", "another kind")
+        if self._parallel_config is not None:
+            raise UnsupportedError("parallel_config: expected none, got context parallelism")
+        if attn.fused_projections:
+            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            query, key, value = (
+                linear(hidden_states) for linear in (attn.to_q, attn.to_k, attn.to_v)
+            )
+        query, key = attn.norm_q(query), attn.norm_k(key)
+        query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
+        if rotary_emb is not None:
+            query, key = (_rotate(x, *rotary_emb) for x in (query, key))
+        gate = getattr(attn, "to_gate_compress", None)
+        if gate is not None:
+            gate = gate(hidden_states).unflatten(2, (attn.heads, -1)).type_as(query)
+        out = video_sparse_attention(
+            query, key, value, grid=self.place.grid, tile=self.handle.tile,
+            sparsity=self.handle.sparsity, gate=gate, backend=self.handle.backend,
+        )  # fmt: skip
+        out = out.flatten(2, 3)
+        for layer in attn.to_out:
+            out = layer(out)
+        return out
+
+
+class _Place:
+    """The grid of the video that a transformer works on, taken from its own input."""
+
+    def __init__(self, patch_size: Ints):
+        self.patch_size = patch_size
+        self.grid: tuple[int, int, int] | None = None
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        video = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        t, h, w = video.shape[-3:]
+        p_t, p_h, p_w = self.patch_size
+        self.grid = (t // p_t, h // p_h, w // p_w)
+
+
+def _rotate(x: Tensor, freqs_cos: Tensor, freqs_sin: Tensor) -> Tensor:
+    """RoPE of pairs of neighbours: x [B, S, H, D], freqs [1, S, 1, D]."""
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = freqs_cos[..., 0::2], freqs_sin[..., 1::2]
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2).type_as(x)
+
+
+def enable(
+    pipe_or_transformer: object,
+    sparsity: float = 0.9,
+    gate_weights: GateWeights | None = None,
+    *,
+    tile: int | Ints = (4, 4, 4),
+    backend: str | None = None,
+) -> Handle:
+    """Replaces the self-attention of a WanTransformer3DModel, or of every one in a pipeline;
+    cross-attention stays.
+
+    Args:
+        sparsity: in [0, 1).
+        gate_weights: None: no gate. A state dict or a safetensors file: gates are added as
+            `attn1.to_gate_compress` and loaded from it, those that it lacks as zeros; {} gives
+            zero-initialised gates to train.
+        tile, backend: as in `video_sparse_attention`.
+
+    Raises ArgumentError where there is no such transformer or a weight has another shape.
+    """
+    handle = Handle(sparsity, tile, backend)
+    transformers = _transformers(pipe_or_transformer)
+    weights = _read(gate_weights)
+    for transformer in transformers:
+        place = _Place(tuple(transformer.config.patch_size))
+        hook = transformer.register_forward_pre_hook(place, with_kwargs=True)
+        handle._undo.append(hook.remove)
+        gates = {}
+        for path, attn in _self_attention(transformer).items():
+            stock = attn.processor
+            attn.set_processor(WanSparseProcessor(handle, place))
+            handle._undo.append(lambda attn=attn, stock=stock: attn.set_processor(stock))
+            if weights is not None:
+                like = attn.to_out[0].weight
+                gates[path] = attn.to_gate_compress = gate_projection(
+                    like.shape[0], attn.inner_dim, device=like.device, dtype=like.dtype
+                )
+                handle._undo.append(lambda attn=attn: delattr(attn, "to_gate_compress"))
+        if weights is not None:
+            handle.loaded_gates += load_gate_weights(gates, weights)
+    return handle
+
+
+def _self_attention(transformer: nn.Module) -> dict[str, WanAttention]:
+    return {
+        path: module
+        for path, module in transformer.named_modules()
+        if isinstance(module, WanAttention) and not module.is_cross_attention
+    }
+
+
+def _transformers(pipe_or_transformer: object) -> list[nn.Module]:
+    candidates = [pipe_or_transformer]
+    for name in ("transformer", "transformer_2"):
+        candidates.append(getattr(pipe_or_transformer, name, None))
+    found = [x for x in candidates if isinstance(x, nn.Module) and _self_attention(x)]
+    if not found:
+        expected = "a WanTransformer3DModel or a pipeline with one"
+        refuse("pipe_or_transformer", expected, type(pipe_or_transformer).__name__)
+    return found
+
+
+def _read(gate_weights: GateWeights | None) -> Mapping[str, Tensor] | None:
+    if isinstance(gate_weights, (str, Path)):
+        from safetensors.torch import load_file
+
+        return load_file(gate_weights)
+    return gate_weights

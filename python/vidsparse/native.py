@@ -1,0 +1,177 @@
+"""The backends of the compiled library: sm90, cpu, reference and what else was built into it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import weakref
+from functools import lru_cache
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from .backends import Backend, Gate, Kernels, Lengths, Problem, Selection, Verdict
+from .errors import ArgumentError, UnsupportedError
+
+_FILE = {"win32": "vidsparse_torch.dll", "darwin": "libvidsparse_torch.dylib"}
+_DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}  # DType
+_FORWARD_ONLY = frozenset({"sm90"})
+_TEXT = re.compile(r"vidsparse\[(\d+):(\w*)[^\]]*\] (.*)", re.DOTALL)
+
+
+@lru_cache(maxsize=1)
+def library() -> Path | None:
+    """Where the compiled library is, loaded; None in a pure-Python installation.
+    VIDSPARSE_LIBRARY names another one. One that is there but does not load is an error."""
+    default = Path(__file__).parent / _FILE.get(sys.platform, "libvidsparse_torch.so")
+    path = Path(os.environ.get("VIDSPARSE_LIBRARY") or default)
+    if path == default and not path.exists():
+        return None
+    torch.ops.load_library(path)
+    return path
+
+
+def translate(error: RuntimeError) -> NoReturn:
+    """Raises what a library error stands for; any other RuntimeError again."""
+    found = _TEXT.search(str(error))
+    if found is None:
+        raise error
+    code, argument, text = int(found[1]), found[2], found[3].split("\nException raised from")[0]
+    if code == 1:
+        raise ArgumentError(argument, text) from None
+    if code == 2:
+        raise UnsupportedError(text) from None
+    if code == 3:
+        raise MemoryError(text) from None
+    raise RuntimeError(f"vidsparse: {text}") from None
+
+
+def _device_code(device: torch.device) -> tuple[int, int]:
+    return (0, 0) if device.type == "cpu" else (1, device.index or 0)
+
+
+def _problem_code(problem: Problem) -> tuple[list[int], list[int], list[int]]:
+    sizes = [*problem.tile, problem.batch, problem.heads_q, problem.heads_kv, problem.head_dim]
+    return problem.query.encode(), problem.key.encode(), [*sizes, _DTYPES[problem.dtype]]
+
+
+def rows_of(text: str) -> list[tuple[str, Verdict, bool, str]]:
+    """Name, verdict, whether on request only and summary, a row for each line of a list."""
+    rows = []
+    for line in text.splitlines():
+        name, ok, on_request, summary, reason = line.split("\t")
+        rows.append((name, Verdict(ok == "1", reason), on_request == "1", summary))
+    return rows
+
+
+class NativeKernels(Kernels):
+    """A plan of the library. CUDA calls run on torch's current stream of the plan's device."""
+
+    def __init__(self, problem: Problem, device: torch.device, backend: str):
+        ops = torch.ops.vidsparse_native
+        try:
+            self._plan = ops.make_plan(*_problem_code(problem), *_device_code(device), backend)
+        except RuntimeError as error:
+            translate(error)
+        weakref.finalize(self, ops.free_plan, self._plan)
+        self.backend = backend
+        self.detail = ops.plan_detail(self._plan)
+        self._device = device if device.type != "cpu" else None
+
+    def _run(self, operator: torch._ops.OpOverload, *args: object) -> None:
+        try:
+            if self._device is None:
+                operator(self._plan, 0, *args)
+                return
+            other = torch.cuda.current_device() != self._device.index
+            with torch.cuda.device(self._device) if other else contextlib.nullcontext():
+                stream = torch.cuda.current_stream(self._device).cuda_stream
+                operator(self._plan, stream, *args)
+        except RuntimeError as error:
+            translate(error)
+
+    def pool(self, q, k, v, lengths: Lengths, qc, kc, vc) -> None:
+        self._run(torch.ops.vidsparse_native.pool.default, q, k, v, *lengths, qc, kc, vc)
+
+    def select(
+        self, qc, kc, vc, lengths: Lengths, selection: Selection, scale, mask, oc,
+        coarse_max, coarse_sum,
+    ) -> None:  # fmt: skip
+        self._run(
+            torch.ops.vidsparse_native.select.default, qc, kc, vc, *lengths, selection.top_k,
+            selection.prefix_mode == "compete", selection.always, scale, mask, oc, coarse_max,
+            coarse_sum,
+        )  # fmt: skip
+
+    def attend(self, q, k, v, lengths: Lengths, scale, mask, gate: Gate, oc, out, lse) -> None:
+        self._run(
+            torch.ops.vidsparse_native.attend.default, q, k, v, *lengths, scale, mask,
+            *_split(gate), oc, out, lse,
+        )  # fmt: skip
+
+    def forward(
+        self, q, k, v, lengths: Lengths, selection: Selection, scale, gate: Gate, out, lse, mask,
+        oc, coarse_max, coarse_sum,
+    ) -> None:  # fmt: skip
+        self._run(
+            torch.ops.vidsparse_native.forward.default, q, k, v, *lengths, selection.top_k,
+            selection.prefix_mode == "compete", selection.always, scale, *_split(gate), out, lse,
+            mask, oc, coarse_max, coarse_sum,
+        )  # fmt: skip
+
+    def backward(
+        self, q, k, v, lengths: Lengths, scale, mask, gate: Gate, out, lse, oc, coarse_max,
+        coarse_sum, dout, dlse, dq, dk, dv, dgate,
+    ) -> None:  # fmt: skip
+        self._run(
+            torch.ops.vidsparse_native.backward.default, q, k, v, *lengths, scale, mask,
+            *_split(gate), out, lse, oc, coarse_max, coarse_sum, dout, dlse, dq, dk, dv, dgate,
+        )  # fmt: skip
+
+
+def _split(gate: Gate) -> tuple[float | None, Tensor | None]:
+    """The gate as the operators take it: a number or a tensor."""
+    return (None, gate) if isinstance(gate, Tensor) else (gate, None)
+
+
+class NativeBackend(Backend):
+    def __init__(self, name: str, on_request: bool, summary: str):
+        self.name = name
+        self.on_request = on_request
+        self.summary = summary
+        self.forward_only = name in _FORWARD_ONLY
+
+    def can_run(self, problem: Problem | None, device: torch.device) -> Verdict:
+        if device.type not in ("cpu", "cuda"):
+            return Verdict(False, f"the device is {device}")
+        if problem is not None and problem.dtype not in _DTYPES:
+            return Verdict(False, f"the dtype is {problem.dtype}")
+        ops = torch.ops.vidsparse_native
+        try:
+            if problem is None:
+                text = ops.list_backends(*_device_code(device))
+            else:
+                text = ops.explain(*_problem_code(problem), *_device_code(device))
+        except RuntimeError as error:
+            translate(error)
+        return next(verdict for name, verdict, _, _ in rows_of(text) if name == self.name)
+
+    def prepare(self, problem: Problem, device: torch.device) -> Kernels:
+        return NativeKernels(problem, device, self.name)
+
+
+@lru_cache(maxsize=1)
+def _backends() -> tuple[Backend, ...]:
+    if library() is None:
+        return ()
+    rows = rows_of(torch.ops.vidsparse_native.list_backends(0, 0))
+    return tuple(NativeBackend(name, request, summary) for name, _, request, summary in rows)
+
+
+def backends() -> list[Backend]:
+    """In the library's order of preference; nothing in a pure-Python installation."""
+    return list(_backends())

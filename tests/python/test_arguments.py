@@ -1,0 +1,145 @@
+"""Bad input is an exception that names the argument, what was expected and what came."""
+
+import pytest
+import torch
+
+import vidsparse
+from vidsparse import Packed, Plain, Sequence, Video
+
+GRID = (4, 4, 8)
+
+
+def tensors(tokens=128, dtype=torch.bfloat16, head_dim=64):
+    return [torch.randn(1, tokens, 2, head_dim).to(dtype) for _ in range(3)]
+
+
+def with_(**changes):
+    q, k, v = tensors()
+    call = dict(q=q, k=k, v=v, grid=GRID, sparsity=0.5)
+    call.update(changes)
+    return call
+
+
+def wrong_strides():
+    return torch.randn(1, 128, 64, 2).bfloat16().transpose(2, 3)
+
+
+REFUSED = {
+    "q": [
+        dict(q=torch.randn(128, 2, 64).bfloat16()),
+        dict(grid=(4, 4, 9)),
+        dict(q=torch.zeros(1, 128, 2, 64, dtype=torch.int32)),
+        dict(q=wrong_strides()),
+    ],
+    "k": [
+        dict(k=torch.randn(1, 127, 2, 64).bfloat16()),
+        dict(k=torch.randn(1, 128, 2, 64)),
+        dict(k=torch.randn(1, 128, 3, 64).bfloat16()),
+        dict(k=torch.randn(2, 128, 2, 64).bfloat16()),
+        dict(k=torch.empty(1, 128, 2, 64, dtype=torch.bfloat16, device="meta")),
+    ],
+    "v": [dict(v=torch.randn(1, 128, 2, 32).bfloat16())],
+    "gate": [
+        dict(gate=torch.randn(1, 128, 2, 1).bfloat16()),
+        dict(gate=torch.randn(1, 128, 2, 64)),
+    ],
+    "sparsity": [dict(sparsity=1.0), dict(sparsity=-0.1), dict(sparsity=None), dict(top_k=1)],
+    "top_k": [dict(sparsity=None, top_k=0), dict(sparsity=None, top_k=3)],
+    "tile": [dict(tile=(4, 4, 3)), dict(tile=(4, 4)), dict(tile=0)],
+    "grid": [dict(grid=None), dict(grid=(4, 4)), dict(query=Sequence(Video(4, 4, 8)))],
+    "sequence": [dict(grid=(-1, 4, 8)), dict(grid=None, query=Sequence(Packed(1, 128)))],
+    "prefix": [dict(grid=None, query=Sequence(Video(*GRID)), prefix=(3,))],
+    "kv_grid": [dict(kv_grid=GRID, key=Sequence(Video(*GRID)))],
+    "prefix_mode": [dict(prefix_mode="both")],
+    "layout": [dict(layout="tiled"), dict(layout=torch.tensor([64, 64]))],
+    "scale": [dict(scale=float("inf"))],
+    "always": [dict(always=torch.zeros(1, 1, 2, 1, dtype=torch.int64))],
+    "query_lengths": [
+        dict(query_lengths=torch.tensor([1, 2])),
+        dict(grid=(4, 4, 4), prefix=(64,), query_lengths=torch.tensor([1.0])),
+    ],
+    "backend": [dict(backend="warp")],
+}
+
+
+@pytest.mark.parametrize(
+    ("argument", "changes"),
+    [(name, changes) for name, list_ in REFUSED.items() for changes in list_],
+    ids=lambda x: x if isinstance(x, str) else ",".join(x),
+)
+def test_refusals_name_the_argument(argument, changes):
+    with pytest.raises(vidsparse.ArgumentError) as refusal:
+        vidsparse.video_sparse_attention(**with_(**changes))
+    assert refusal.value.argument == argument
+    assert str(refusal.value).startswith(f"{argument}: expected ")
+    assert ", got " in str(refusal.value)
+
+
+def test_every_backend_gives_its_reason():
+    q, k, v = tensors(dtype=torch.float64)
+    with pytest.raises(vidsparse.UnsupportedError, match=r"cpu: dtype: f64 is computed by the ref"):
+        vidsparse.video_sparse_attention(q, k, v, grid=GRID, sparsity=0.5)
+    q, k, v = tensors(head_dim=100)
+    with pytest.raises(vidsparse.UnsupportedError, match="cpu: head_dim: expected a multiple"):
+        vidsparse.video_sparse_attention(q, k, v, grid=GRID, sparsity=0.5)
+
+
+def test_backend_forced_by_environment(monkeypatch):
+    q, k, v = tensors(dtype=torch.float64)
+    monkeypatch.setenv("VIDSPARSE_BACKEND", "reference")
+    assert vidsparse.video_sparse_attention(q, k, v, grid=GRID, sparsity=0.5).shape == q.shape
+    monkeypatch.setenv("VIDSPARSE_BACKEND", "none")
+    with pytest.raises(vidsparse.ArgumentError, match="VIDSPARSE_BACKEND: expected one of"):
+        vidsparse.video_sparse_attention(q, k, v, grid=GRID, sparsity=0.5)
+
+
+def test_masks_are_checked():
+    q, k, v = tensors()
+    for mask in (
+        torch.ones(1, 2, 2, 3, dtype=torch.bool),
+        torch.ones(2, 2),
+        torch.zeros(1, 2, 2, 4, dtype=torch.int64),
+        (torch.zeros(1, 2, 2, 5, dtype=torch.int32), torch.zeros(1, 2, 3, dtype=torch.int32)),
+    ):
+        with pytest.raises(vidsparse.ArgumentError, match="mask: expected"):
+            vidsparse.block_sparse_attention(q, k, v, mask, grid=GRID)
+
+
+def test_qkv_must_be_fused():
+    with pytest.raises(vidsparse.ArgumentError, match="qkv: expected"):
+        vidsparse.video_sparse_attention_qkvpacked(tensors()[0], grid=GRID, sparsity=0.5)
+
+
+def test_life_goes_on_after_errors():
+    q, k, v = tensors()
+    for _ in range(3):
+        with pytest.raises(vidsparse.ArgumentError):
+            vidsparse.video_sparse_attention(q, k, v, grid=GRID, sparsity=2.0)
+    assert vidsparse.video_sparse_attention(q, k, v, grid=GRID, sparsity=0.5).isfinite().all()
+
+
+def test_stale_plan_handle_is_an_error():
+    if vidsparse.info().library is None:
+        pytest.skip("needs the compiled library")
+    with pytest.raises(RuntimeError, match="plan: expected a plan's handle, got -1"):
+        torch.ops.vidsparse_native.plan_detail(-1)
+
+
+@pytest.mark.gpu
+def test_devices_are_not_mixed():
+    q, k, v = tensors()
+    with pytest.raises(vidsparse.ArgumentError, match="k: expected"):
+        vidsparse.video_sparse_attention(q.cuda(), k, v, grid=GRID, sparsity=0.5)
+
+
+@pytest.mark.gpu
+def test_cpu_tensors_to_a_gpu_backend():
+    with pytest.raises(vidsparse.UnsupportedError, match="sm90: "):
+        vidsparse.video_sparse_attention(*tensors(), grid=GRID, sparsity=0.5, backend="sm90")
+
+
+def test_sequences_refuse_nonsense():
+    with pytest.raises(vidsparse.ArgumentError, match="sequence: expected Packed alone"):
+        Sequence(Packed(2), Plain(3))
+    with pytest.raises(vidsparse.ArgumentError, match="sequence: expected Plain, Video"):
+        Sequence((4, 4, 4))

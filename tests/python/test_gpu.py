@@ -1,0 +1,231 @@
+"""What only a GPU shows: streams, graphs, synchronisation, launches, memory, and agreement with
+PyPI's fastvideo-kernel where it is installed (without its dependencies)."""
+
+import importlib
+import math
+
+import pytest
+import torch
+
+import judging
+import transcription
+import vidsparse
+from conftest import can_backward
+from vidsparse.compat import fastvideo_kernel as ours
+
+pytestmark = pytest.mark.gpu
+GRID = (5, 14, 26)
+TOKENS = math.prod(GRID)
+
+
+def tensors(count=3, batch=1, heads=4, head_dim=128, grad=False):
+    shape = (batch, TOKENS, heads, head_dim)
+    return [
+        torch.randn(shape, device="cuda").bfloat16().requires_grad_(grad) for _ in range(count)
+    ]
+
+
+def layer(q, k, v, gate, sparsity=0.8):
+    return vidsparse.video_sparse_attention(q, k, v, grid=GRID, sparsity=sparsity, gate=gate)
+
+
+@pytest.fixture
+def trains():
+    if not can_backward(torch.device("cuda", 0), head_dim=128):
+        pytest.skip("no backend with gradients on this device")
+
+
+def test_other_streams(trains):
+    inputs = tensors(4, grad=True)
+    expected = layer(*inputs)
+    seed = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, inputs, seed)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(10_000_000)  # the main stream would see unfinished inputs
+        moved = [(x * 1).detach().requires_grad_() for x in inputs]
+        out = layer(*moved)
+        got = torch.autograd.grad(out, moved, seed)
+    stream.synchronize()
+    assert torch.equal(out, expected)
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted))
+
+
+def test_other_devices():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    inputs = tensors(4)
+    expected = layer(*inputs)
+    out = layer(*(x.to("cuda:1") for x in inputs))
+    assert out.device.index == 1 and torch.equal(out.cpu(), expected.cpu())
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_cuda_graph(gate):
+    inputs = [*tensors(3), tensors(1)[0] if gate else None]
+    layer(*inputs)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = layer(*inputs)
+    for x in inputs[:3]:
+        x.copy_(torch.randn_like(x))
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(out, layer(*inputs))
+
+
+def test_no_synchronisation():
+    inputs = tensors(4)
+    sizes = torch.full((6,), 50, dtype=torch.int32, device="cuda")
+    packed = [torch.randn(1, 384, 4, 128, device="cuda").bfloat16() for _ in range(3)]
+
+    def calls():
+        layer(*inputs)
+        vidsparse.video_sparse_attention(*packed, layout=sizes, top_k=3)
+
+    calls()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        calls()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_at_most_five_kernels_forward():
+    inputs = tensors(4)
+    layer(*inputs)
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        layer(*inputs)
+        torch.cuda.synchronize()
+    kernels = [e.name for e in profile.events() if e.device_type.name == "CUDA"]
+    assert 0 < len(kernels) <= 5, kernels
+
+
+def test_extra_memory_of_a_forward():
+    """At most 20 % of q: pooled tensors, bitmap, lse, nothing of the tokens' size."""
+    q, k, v, gate = (torch.randn(1, 33280, 12, 128, device="cuda").bfloat16() for _ in range(4))
+    kwargs = dict(grid=(20, 32, 52), sparsity=0.9, gate=gate)
+    vidsparse.video_sparse_attention(q, k, v, **kwargs)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    out = vidsparse.video_sparse_attention(q, k, v, **kwargs)
+    torch.cuda.synchronize()
+    extra = torch.cuda.max_memory_allocated() - before - out.nbytes
+    assert extra <= 0.2 * q.nbytes, f"{extra / q.nbytes:.1%} of q"
+
+
+def test_cpu_and_gpu_agree_on_a_selection():
+    q, k, v = tensors(3, heads=2, head_dim=64)
+    kwargs = dict(grid=GRID, top_k=9, gate=1.0, return_selection=True)
+    _, there = vidsparse.video_sparse_attention(q, k, v, **kwargs)
+    _, here = vidsparse.video_sparse_attention(q.cpu(), k.cpu(), v.cpu(), **kwargs)
+    tiles = 2 * 4 * 7
+    a, b = (vidsparse.masks.to_bool(x, tiles).cpu() for x in (there, here))
+    assert (a == b).all(-1).float().mean() > 0.95  # rows; near-ties may differ
+
+
+# Against the reference implementation.
+
+
+@pytest.fixture(scope="module")
+def reference():
+    try:
+        module = importlib.import_module("fastvideo_kernel")
+    except Exception as error:
+        pytest.skip(f"fastvideo_kernel does not import: {error}")
+    if module is ours:
+        pytest.skip("the real fastvideo_kernel is not installed")
+    return module
+
+
+def packed_inputs(tiles, heads=3, seeds=3, head_dim=128):
+    sizes = torch.randint(20, 65, (tiles,), dtype=torch.int32)
+    sizes[::3] = 64
+    valid = transcription.tile_of(transcription.tiles_of_packed(sizes.tolist()), tiles * 64) >= 0
+    inputs = []
+    for _ in range(seeds):
+        x = torch.randn(1, heads, tiles * 64, head_dim).bfloat16()
+        x[:, :, ~valid] = 0  # the reference expects zero pads
+        inputs.append(x.cuda())
+    return inputs, sizes, valid
+
+
+@pytest.mark.parametrize("form", ["map", "indices"])
+def test_agreement_on_a_map(reference, form, trains):
+    tiles = 12
+    (q, k, v), sizes, valid = packed_inputs(tiles)
+    selected = torch.rand(1, 3, tiles, tiles) < 0.3
+    selected[..., 0] = True
+    dout = torch.randn(1, 3, tiles * 64, 128).bfloat16()
+    dout[:, :, ~valid] = 0
+    results = []
+    for module in (ours, reference):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        if form == "map":
+            out, m = module.block_sparse_attn(*leaves, selected.cuda(), sizes.cuda())
+        else:
+            lists = ours.triton_kernels.index.map_to_index(selected)
+            lists = [x.cuda() for x in lists]
+            out, m = module.block_sparse_attn_from_indices(*leaves, *lists, sizes.cuda())
+        gradients = torch.autograd.grad(out, leaves, dout.cuda())
+        results.append((out, m.reshape(1, 3, -1), *gradients))
+    q_tiles = k_tiles = transcription.tiles_of_packed(sizes.tolist())
+    answers = []
+    for dtype in (torch.float64, torch.bfloat16):
+        leaves = [x.cpu().transpose(1, 2).clone().requires_grad_() for x in (q, k, v)]
+        exact, lse = transcription.vsa(*leaves, q_tiles, k_tiles, selected, dtype=dtype)
+        gradients = torch.autograd.grad(exact, leaves, dout.transpose(1, 2).to(dtype))
+        token_first = [x.transpose(1, 2) for x in (exact, *gradients)]
+        answers.append((token_first[0], lse / math.log(2), *token_first[1:]))
+    for name, got, theirs, exact, plain in zip(("o", "M", "dq", "dk", "dv"), *results, *answers):
+        got, theirs, exact, plain = (x[:, :, valid] for x in (got, theirs, exact, plain))
+        dtype = torch.float32 if name == "M" else torch.bfloat16
+        judging.check(name, got, exact, plain, dtype)
+        # Theirs rounds more; the two are as close as both errors allow.
+        apart = (got.double() - theirs.double()).abs().max().cpu()
+        bound = 8 * (plain.double() - exact.double()).abs().max() + 2**-7 * exact.abs().max()
+        assert apart <= bound, f"{name}: {apart:.3g} from the reference, allowed {bound:.3g}"
+
+
+def planted(tiles, topk, heads=2, head_dim=128):
+    """q and k whose k-th score leads the next by more than 2^-5 of the row's largest: every query
+    tile has `topk` key tiles of its own direction, the others are nearly orthogonal."""
+    basis = torch.linalg.qr(torch.randn(head_dim, head_dim)).Q
+    groups = tiles // topk
+    direction = basis[:groups] * 4
+    of_key = torch.arange(tiles) % groups
+    of_query = torch.randint(groups, (heads, tiles))
+    k = direction[of_key].repeat_interleave(64, 0).expand(heads, -1, -1)
+    q = direction[of_query].repeat_interleave(64, 1)
+    noise = [0.05 * torch.randn_like(q) for _ in range(2)]
+    v = torch.randn(heads, tiles * 64, head_dim)
+    return [x[None].bfloat16().cuda() for x in (q + noise[0], k + noise[1], v)]
+
+
+def test_agreement_on_planted_inputs(reference):
+    tiles, topk = 32, 4
+    q, k, v = planted(tiles, topk)
+    sizes = torch.full((tiles,), 64, dtype=torch.int32, device="cuda")
+    weight = torch.randn_like(q)
+    got = ours.video_sparse_attn(q, k, v, sizes, sizes, topk, 64, weight)
+    theirs = reference.video_sparse_attn(q, k, v, sizes, sizes, topk, 64, weight)
+    torch.testing.assert_close(got.float(), theirs.float(), atol=6e-2, rtol=6e-2)
+
+
+def test_share_of_equal_rows_on_random_inputs(reference, record_property):
+    """Their bf16 scores choose other tiles in many rows; where both chose the same, results are
+    the same."""
+    tiles, topk = 130, 13
+    q, k, v = (torch.randn(1, 2, tiles * 64, 128, device="cuda").bfloat16() for _ in range(3))
+    sizes = torch.full((tiles,), 64, dtype=torch.int32, device="cuda")
+    theirs = reference.video_sparse_attn(q, k, v, sizes, sizes, topk, 64)
+    got = ours.video_sparse_attn(q, k, v, sizes, sizes, topk, 64)
+    close = (got.float() - theirs.float()).abs().amax(-1) < 3e-2
+    share = close.view(1, 2, tiles, 64).all(-1).float().mean().item()
+    record_property("share of query tiles with equal results", share)
+    print(f"equal results in {share:.1%} of the query tiles")
+    assert share > 0.2
