@@ -9,7 +9,7 @@ CONFIGURE = cmake -G Ninja -S . $(CMAKE_FLAGS)
 QUICK = -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O1 -g1"
 PYTHON_ENV = $(BUILD)/python
 PYTHON = $(PYTHON_ENV)/bin/python
-PYTHON_SOURCES = python tests/python examples/python
+PYTHON_SOURCES = python tests/python examples/python bench/host_overhead.py bench/profile_layer.py
 SOURCES = $(shell git ls-files '*.cpp' '*.hpp' '*.h' '*.c' '*.cu' '*.cuh')
 
 .PHONY: help demo test test-python wheel build format format-check python-check tidy asan tsan fuzz bench-cpu clean

@@ -73,7 +73,7 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", help="write the record here")
     arguments = parser.parse_args()
-    device = torch.device(arguments.device, 0) if arguments.device == "cuda" else torch.device("cpu")
+    device = torch.device(arguments.device)
     torch.set_num_threads(1)
     results = measure(device)
     for name, value in results.items():

@@ -3,7 +3,7 @@
     out = vidsparse.video_sparse_attention(q, k, v, grid=(21, 30, 52), sparsity=0.9, gate=gate)
 """
 
-from . import masks
+from . import compat, masks
 from .errors import ArgumentError, UnsupportedError
 from .functional import (
     block_sparse_attention,
@@ -27,6 +27,7 @@ __all__ = [
     "Video",
     "VideoSparseAttention",
     "block_sparse_attention",
+    "compat",
     "explain",
     "info",
     "masks",
