@@ -64,7 +64,7 @@ def kernels(config: Config, dim: int):
                 "ROWS": shape.rows, "COLUMNS": shape.columns}  # fmt: skip
 
     pooled = {"D": dim, "PRECISION": config.coarse_precision}
-    rows, chunk = search_shape(TILES, config.coarse.rows)
+    rows, chunk = search_shape(TILES, config.select)
     plain = Shape(PLAIN_WARPS, 3)
     return [
         ("pool", pool_kernel, plain,
@@ -76,16 +76,16 @@ def kernels(config: Config, dim: int):
         ("lists", lists_kernel, plain,
          {"BY_KEY": True, "LENGTHS": True, "E": 64, "LINES": 32, "CHUNK": 128}),
         ("attend", attend_kernel, config.attend,
-         {**walk(config.attend), "NEGATIVE": False, "GATE": 2, "HAS_LSE": True,
+         {**walk(config.attend), "NEGATIVE": False, "SAME_STRIDE": True, "GATE": 2, "HAS_LSE": True,
           "MASKED_STAGES": config.attend.masked_stages or config.attend.stages}),
         ("prepare", prepare_kernel, plain,
          {"GATE": 2, "HAS_DGATE": True, "HAS_DLSE": True, "Q_LENGTHS": True, "E": 64, "D": dim}),
         ("coarse_backward", coarse_backward_kernel, config.coarse,
          {**pooled, **lengths, "BLOCK": config.coarse.rows}),
         ("key_gradients", key_gradients_kernel, config.key_gradients,
-         {**walk(config.key_gradients), "HAS_COARSE": True}),
+         {**walk(config.key_gradients), "SAME_STRIDE": True, "HAS_COARSE": True}),
         ("query_gradients", query_gradients_kernel, config.query_gradients,
-         {**walk(config.query_gradients), "HAS_COARSE": True}),
+         {**walk(config.query_gradients), "SAME_STRIDE": True, "HAS_COARSE": True}),
     ]  # fmt: skip
 
 
@@ -146,7 +146,7 @@ def measure(target_name: str, dtype: str, dim: int) -> list[dict]:
             compiled = triton.compile(
                 source_of(function, constants, dtype),
                 target=target,
-                options={"num_warps": shape.warps, "num_stages": shape.stages},
+                options=shape.options,
             )
             row["registers"], row["spilled"] = usage(compiled)
             row["shared"] = compiled.metadata.shared
