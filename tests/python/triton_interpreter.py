@@ -1,9 +1,9 @@
 """Triton for the interpreter where there is no GPU, with bfloat16 that works there: Triton's own
 multiplies the bit patterns and truncates.
 
-Functions are made for the interpreter or for a GPU when they are imported, Triton's own too, so
-this must be imported before anything imports Triton. The variable is put back after that: to the other
-tests of the process a CPU stays a device that Triton refuses.
+Functions are made for the interpreter or for a GPU when they are imported, Triton's own too: this
+must be imported before anything imports Triton. The variable is put back after that, so that to the
+other tests of the process a CPU stays a device that Triton refuses.
 """
 
 from __future__ import annotations
