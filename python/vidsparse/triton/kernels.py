@@ -221,7 +221,6 @@ class TritonKernels(Kernels):
             scale < 0, k.stride(1) == v.stride(1), _gate_kind(gate), lse is not None,
             ql.given, kl.given,
             self.key.slots, p.head_dim, shape.rows, shape.columns, self.precision,
-            shape.masked_stages or shape.stages,
             **shape.options,
         )  # fmt: skip
 
