@@ -41,8 +41,8 @@ class Config:
 
 # A program's registers and shared memory decide how many run at once on a multiprocessor, which is
 # what hides latency here: no program overlaps its own products with its softmax. Ada and consumer
-# Blackwell have 100 KB of shared memory (99 for one program), Ampere's and Hopper's data-centre parts
-# 164 and 228. A stage of 64 keys and values of 128 dimensions is 32 KB in bf16.
+# Blackwell have 100 KB of shared memory (99 for one program), the A100 164 and the H100 228.
+# A stage of 64 keys and values of 128 dimensions is 32 KB in bf16.
 TABLE = {
     "sm80": Config(
         attend=Shape(4, 3, columns=32),
