@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "cuda/ptx/mbarrier.cuh"
+#include "cuda/ptx/shared_word.cuh"
 #include "cuda/ptx/tma.cuh"
 #include "cuda/ptx/warpgroup.cuh"
 #include "cuda/ptx/wgmma.cuh"
@@ -27,7 +28,7 @@ class Consumer {
         shared_(shared),
         address_(address),
         index_(index),
-        queue_(reinterpret_cast<std::uint32_t*>(shared + Config::kQueues) + index * Config::kQueue),
+        queue_(address + Config::kQueues + 4 * index * Config::kQueue),
         query_(ptx::wgmma_descriptor(address + Config::kQuery + index * Config::kFragmentBytes, 0,
                                      1024)),
         keys_(ptx::wgmma_descriptor(address + Config::kKeys, 0, 1024)),
@@ -58,15 +59,15 @@ class Consumer {
  private:
   using Weights = std::uint32_t[16];
 
-  /// The next fragment's scores and this one's weighted values go to the tensor cores together; the
-  /// next one's softmax runs while they are busy with the values. The order of products depends on
-  /// the commands alone, never on what has arrived: it must be the same in all four warps.
+  /// If the next fragment is there when this one's weights are, its scores and this one's weighted
+  /// values go to the tensor cores together, and its softmax runs while they are busy with the
+  /// values. Products must come in the same order in all four warps, so they decide together, and
+  /// before the products begin: ptxas serializes them when they are waited for in a branch.
   __device__ void attend(const Item& item, Softmax& softmax, float (&output)[kD / 2]) {
-    std::uint32_t command = pop();
-    while (Command::is_fragment(command)) {
+    for (std::uint32_t command = pop(); !Command::is_end(command); command = pop()) {
       float scores[32];
       Weights weights;
-      wait_for_keys(command);
+      ptx::mbarrier_wait(full_k(command), Command::key_parity(command));
       multiply_keys(command, scores);
       ptx::wgmma_wait<0>();
       ptx::wgmma_pin(scores);
@@ -74,9 +75,9 @@ class Consumer {
       weigh(command, item, softmax, scores);
       softmax.rescale(output);
       convert(scores, weights);
-      std::uint32_t next = pop();
-      while (Command::is_fragment(next)) {
-        wait_for_keys(next);
+      std::uint32_t next = peek();
+      while (is_there(next)) {
+        ++popped_;
         multiply_keys(next, scores);
         wait_for_values(command, item);
         multiply_values(command, weights, output);
@@ -92,12 +93,7 @@ class Consumer {
         softmax.rescale(output);
         convert(scores, weights);
         command = next;
-        next = after;
-        if (after != 0) {
-          ++popped_;
-        } else {
-          next = pop();
-        }
+        next = after != 0 ? after : peek();
       }
       wait_for_values(command, item);
       multiply_values(command, weights, output);
@@ -105,8 +101,14 @@ class Consumer {
       ptx::wgmma_pin(output);
       ptx::wgmma_pin(weights);
       release_values(command);
-      command = Command::is_end(next) ? next : pop();
     }
+  }
+
+  /// Whether all warps have been told of a next fragment and its K has arrived.
+  __device__ bool is_there(std::uint32_t next) const {
+    const bool told = next != 0 && !Command::is_end(next);
+    return ptx::barrier_all(
+        1 + index_, 128, told && ptx::mbarrier_try_wait(full_k(next), Command::key_parity(next)));
   }
 
   __device__ void multiply_keys(std::uint32_t command, float (&scores)[32]) {
@@ -208,8 +210,7 @@ class Consumer {
 
   /// The next command, or 0 if it is not there yet.
   __device__ std::uint32_t peek() const {
-    const std::uint32_t command =
-        *const_cast<const volatile std::uint32_t*>(queue_ + popped_ % Config::kQueue);
+    const std::uint32_t command = ptx::load_acquire(queue_ + 4 * (popped_ % Config::kQueue));
     const bool there = (command & (3U << 30)) == Command::lap(popped_, Config::kQueue);
     return __shfl_sync(~0U, there ? command : 0, 0);
   }
@@ -234,9 +235,8 @@ class Consumer {
     ++popped_;
     return command;
   }
-  __device__ void wait_for_keys(std::uint32_t command) const {
-    ptx::mbarrier_wait(address_ + Config::kFullK + 8 * Command::key_slot(command),
-                       Command::key_parity(command));
+  __device__ std::uint32_t full_k(std::uint32_t command) const {
+    return address_ + Config::kFullK + 8 * Command::key_slot(command);
   }
   __device__ void release_keys(std::uint32_t command) {
     if (lane_ != 0) return;
@@ -257,7 +257,7 @@ class Consumer {
   int index_;
   int lane_ = static_cast<int>(threadIdx.x) % 32;
   int warp_ = static_cast<int>(threadIdx.x) / 32 % 4;
-  const std::uint32_t* queue_;
+  std::uint32_t queue_;
   std::uint32_t popped_ = 0;
   std::uint64_t query_;  // descriptors, of slot 0
   std::uint64_t keys_;

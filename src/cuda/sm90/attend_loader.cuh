@@ -22,7 +22,7 @@ class Loader {
         orders_(reinterpret_cast<const Order*>(shared + Config::kOrderRing)),
         words_(address + Config::kOrderRing + offsetof(Order, word)),
         done_(address + Config::kDone),
-        queues_(reinterpret_cast<std::uint32_t*>(shared + Config::kQueues)),
+        queues_(address + Config::kQueues),
         full_(address + (IsValue ? Config::kFullV : Config::kFullK)),
         empty_(address + (IsValue ? Config::kEmptyV : Config::kEmptyK)),
         slots_(address + (IsValue ? Config::kValues : Config::kKeys)) {}
@@ -41,9 +41,6 @@ class Loader {
       const bool end = Command::is_end(order.command);
       const std::uint32_t users = end ? 7 : Order::users(word);
       if constexpr (!IsValue) pace.step(Order::pace_steps(word));
-      if constexpr (IsValue) {
-        if (!end) flush_before(loads_);
-      }
       if (!end) load(order, users);
       if constexpr (IsValue) {
         // Not before K is under way too: a consumer that waits for a slot whose former copy has not
@@ -51,12 +48,6 @@ class Loader {
         while (static_cast<std::int32_t>(ptx::load_acquire(done_) - number) <= 0) {
         }
         tell(users, order.command);
-        if (end) {
-#pragma unroll
-          for (bool& pending : pending_) pending = false;
-        } else {
-          remember(users, loads_++);
-        }
       }
       ptx::store_release(done_ + 4 * IsValue, number + 1);
     }
@@ -79,31 +70,12 @@ class Loader {
     if (absent != 0) ptx::mbarrier_arrive(empty, absent);
   }
 
-  /// A consumer keeps its last fragment until the next one's scores are under way. When this load
-  /// needs that fragment's slot, there will be no next one: it must be let go.
-  __device__ void flush_before(std::uint32_t load) {
-#pragma unroll
-    for (int c = 0; c < Config::kConsumers; ++c) {
-      if (!pending_[c] || load - last_[c] < Config::kValueSlots) continue;
-      tell(1U << c, Command::kFlush);
-      pending_[c] = false;
-    }
-  }
-  __device__ void remember(std::uint32_t users, std::uint32_t load) {
-#pragma unroll
-    for (int c = 0; c < Config::kConsumers; ++c) {
-      if ((users >> c & 1) == 0) continue;
-      last_[c] = load;
-      pending_[c] = true;
-    }
-  }
-
   __device__ void tell(std::uint32_t users, std::uint32_t command) {
 #pragma unroll
     for (int c = 0; c < Config::kConsumers; ++c) {
       if ((users >> c & 1) == 0) continue;
-      volatile std::uint32_t* queue = queues_ + c * Config::kQueue;
-      queue[told_[c] % Config::kQueue] = command | Command::lap(told_[c], Config::kQueue);
+      const std::uint32_t at = c * Config::kQueue + told_[c] % Config::kQueue;
+      ptx::store_release(queues_ + 4 * at, command | Command::lap(told_[c], Config::kQueue));
       ++told_[c];
     }
   }
@@ -112,15 +84,11 @@ class Loader {
   const Order* orders_;
   std::uint32_t words_;
   std::uint32_t done_;  ///< orders K's loader is done with; then V's
-  std::uint32_t* queues_;
+  std::uint32_t queues_;
   std::uint32_t full_;
   std::uint32_t empty_;
   std::uint32_t slots_;
-  // Of V's loader, by consumer.
-  std::uint32_t told_[Config::kConsumers] = {};  ///< commands
-  std::uint32_t last_[Config::kConsumers] = {};  ///< load it was told of last
-  bool pending_[Config::kConsumers] = {};        ///< whether it may still keep that
-  std::uint32_t loads_ = 0;
+  std::uint32_t told_[Config::kConsumers] = {};  ///< commands, by V's loader
 };
 
 }  // namespace vidsparse::cuda::sm90
