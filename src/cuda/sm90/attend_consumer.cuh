@@ -58,43 +58,54 @@ class Consumer {
  private:
   using Weights = std::uint32_t[16];
 
-  /// The next fragment's scores run behind this one's weighted values.
+  /// The next fragment's scores and this one's weighted values go to the tensor cores together; the
+  /// next one's softmax runs while they are busy with the values. The order of products depends on
+  /// the commands alone, never on what has arrived: it must be the same in all four warps.
   __device__ void attend(const Item& item, Softmax& softmax, float (&output)[kD / 2]) {
-    for (std::uint32_t command = pop(); !(command & Command::kEnd); command = pop()) {
+    std::uint32_t command = pop();
+    while (Command::is_fragment(command)) {
       float scores[32];
+      Weights weights;
       wait_for_keys(command);
       multiply_keys(command, scores);
       ptx::wgmma_wait<0>();
       ptx::wgmma_pin(scores);
       release_keys(command);
-      while (true) {
-        Weights weights;
-        weigh(command, item, softmax, scores, output, weights);
-        wait_for_values(command, item);
-        // Decided before the products begin: ptxas serializes them around a branch.
-        const std::uint32_t next = peek();
-        const bool ahead =
-            next != 0 && !(next & Command::kEnd) && __all_sync(~0U, keys_are_there(next));
-        if (!ahead) {
-          multiply_values(command, weights, output);
-          ptx::wgmma_wait<0>();
-          ptx::wgmma_pin(output);
-          ptx::wgmma_pin(weights);
-          release_values(command);
-          break;
-        }
-        ++popped_;
-        multiply_values(command, weights, output);
+      weigh(command, item, softmax, scores);
+      softmax.rescale(output);
+      convert(scores, weights);
+      std::uint32_t next = pop();
+      while (Command::is_fragment(next)) {
+        wait_for_keys(next);
         multiply_keys(next, scores);
+        wait_for_values(command, item);
+        multiply_values(command, weights, output);
+        const std::uint32_t after = peek();
         ptx::wgmma_wait<1>();
-        release_values(command);
+        ptx::wgmma_pin(scores);
+        release_keys(next);
+        weigh(next, item, softmax, scores);
         ptx::wgmma_wait<0>();
         ptx::wgmma_pin(output);
         ptx::wgmma_pin(weights);
-        ptx::wgmma_pin(scores);
-        release_keys(next);
+        release_values(command);
+        softmax.rescale(output);
+        convert(scores, weights);
         command = next;
+        next = after;
+        if (after != 0) {
+          ++popped_;
+        } else {
+          next = pop();
+        }
       }
+      wait_for_values(command, item);
+      multiply_values(command, weights, output);
+      ptx::wgmma_wait<0>();
+      ptx::wgmma_pin(output);
+      ptx::wgmma_pin(weights);
+      release_values(command);
+      command = Command::is_end(next) ? next : pop();
     }
   }
 
@@ -110,11 +121,14 @@ class Consumer {
     ptx::wgmma_commit();
   }
 
-  /// Scores to weights in the form of a product's operand.
   __device__ void weigh(std::uint32_t command, const Item& item, Softmax& softmax,
-                        float (&scores)[32], float (&output)[kD / 2], Weights& weights) {
+                        float (&scores)[32]) {
     if (command & Command::kPartial) mask_scores(valid_slots(command, item), scores);
-    softmax.weigh(scores, output);
+    softmax.weigh(scores);
+  }
+
+  /// Weights in the form of a product's operand in registers.
+  __device__ static void convert(const float (&scores)[32], Weights& weights) {
 #pragma unroll
     for (int i = 0; i < 16; ++i) weights[i] = pack<T>(scores[2 * i], scores[2 * i + 1]);
   }
@@ -206,7 +220,11 @@ class Consumer {
 #endif
     while (command == 0) {
 #ifdef EXP_GUARD
-      if (++guard > (1 << 22)) { printf("hang pop thread %d block %d popped %u\n", (int)threadIdx.x, (int)blockIdx.x, popped_); __trap(); }
+      if (++guard > (1 << 22)) {
+        printf("hang pop thread %d block %d popped %u\n", (int)threadIdx.x, (int)blockIdx.x,
+               popped_);
+        __trap();
+      }
 #endif
 #ifndef EXP_SPIN
       __nanosleep(20);
@@ -216,13 +234,9 @@ class Consumer {
     ++popped_;
     return command;
   }
-  __device__ bool keys_are_there(std::uint32_t command) const {
-    return ptx::mbarrier_try_wait(address_ + Config::kFullK + 8 * Command::key_slot(command),
-                                  Command::key_parity(command));
-  }
   __device__ void wait_for_keys(std::uint32_t command) const {
-    while (!keys_are_there(command)) {
-    }
+    ptx::mbarrier_wait(address_ + Config::kFullK + 8 * Command::key_slot(command),
+                       Command::key_parity(command));
   }
   __device__ void release_keys(std::uint32_t command) {
     if (lane_ != 0) return;
