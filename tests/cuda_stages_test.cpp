@@ -11,6 +11,7 @@
 #include "reference/side.hpp"
 #include "support/backend_run.hpp"
 #include "support/device_memory.hpp"
+#include "support/gpu_test.hpp"
 
 namespace vidsparse::testing {
 namespace {
@@ -18,19 +19,7 @@ namespace {
 using reference::judge_close;
 using reference::Report;
 
-const Device kGpu{Device::Kind::cuda, 0};
-
-class CudaStages : public ::testing::TestWithParam<std::string> {
- protected:
-  void SetUp() override {
-    for (const BackendInfo& backend : backends(kGpu)) {
-      if (backend.name != GetParam()) continue;
-      if (!backend.verdict.ok) GTEST_SKIP() << backend.verdict.reason;
-      return;
-    }
-    GTEST_SKIP() << GetParam() << " is not built";
-  }
-};
+class CudaStages : public GpuTest {};
 
 /// A tensor filled with normal numbers.
 PoisonedTensor normal_tensor(std::mt19937_64& engine, const std::array<std::int64_t, 4>& shape,

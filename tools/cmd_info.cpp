@@ -34,6 +34,16 @@ Json to_json(const std::vector<BackendInfo>& list) {
   return rows;
 }
 
+/// Every backend on the first device of its kind.
+std::vector<BackendInfo> all_backends() {
+  std::vector<BackendInfo> list = backends(Device{});
+  const std::vector<BackendInfo> on_gpu = backends(Device{Device::Kind::cuda, 0});
+  for (std::size_t i = 0; i < list.size(); ++i) {
+    if (list[i].kind == Device::Kind::cuda) list[i] = on_gpu[i];
+  }
+  return list;
+}
+
 Json describe() {
   Json variables = Json::object();
   for (const char* name : kVariables) {
@@ -44,7 +54,7 @@ Json describe() {
           {"compiler", compiler_text()},
           {"cpu", cpu_name()},
           {"threads", available_threads()},
-          {"backends", to_json(backends(Device{}))},
+          {"backends", to_json(all_backends())},
           {"cpu_isas", to_json(cpu_isas())},
           {"environment", variables}};
 }

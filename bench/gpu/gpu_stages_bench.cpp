@@ -6,15 +6,20 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <array>
+#include <cctype>
+#include <chrono>
 #include <cstdio>
 #include <fstream>
 #include <functional>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "parse.hpp"
 #include "presets.hpp"
 #include "random_fill.hpp"
 #include "vidsparse/vidsparse.hpp"
@@ -109,21 +114,52 @@ struct Options {
   std::vector<std::string> problems = {"33k", "wan14b-720p", "123k"};
   std::vector<std::string> stages;
   std::string backend = "sm90";
-  std::vector<std::int64_t> tile = {4, 4, 4};
-  double sparsity = 0.9;
+  std::string tile = "4x4x4";
+  std::string prefix;
+  std::int64_t heads = 0;  ///< 0: the preset's, else 12
+  std::vector<double> sparsities = {0.9};
+  double common = 0.75;
   double seconds = 0.2;
   std::string json;
 };
 
+/// What is measured: a preset, or a grid of the caller's.
+struct Shape {
+  std::string name;
+  Problem problem;
+};
+
+Shape parse_shape(const Options& options, const std::string& name) {
+  Shape shape{name, {}};
+  std::array<std::int64_t, 3> grid{};
+  if (name.find('x') != std::string::npos && std::isdigit(static_cast<unsigned char>(name[0]))) {
+    grid = tools::parse_box("--problems", name);
+    shape.problem.heads_q = 12;
+  } else {
+    const tools::Preset& preset = tools::find_preset("--problems", name);
+    grid = preset.grid;
+    shape.problem.heads_q = preset.heads;
+    shape.problem.head_dim = preset.head_dim;
+  }
+  shape.problem.query =
+      Sequence::grid({grid[0], grid[1], grid[2]}, tools::parse_lengths("--prefix", options.prefix));
+  const auto [a, b, c] = tools::parse_box("--tile", options.tile);
+  shape.problem.tile = {a, b, c};
+  if (options.heads > 0) shape.problem.heads_q = options.heads;
+  return shape;
+}
+
 /// One problem's tensors and the calls on them.
 class Bench {
  public:
-  Bench(const Options& options, const tools::Preset& preset, Timer& timer, Json& records)
+  Bench(const Options& options, const Shape& shape, Timer& timer, Json& records)
       : options_(options),
-        preset_(preset),
+        name_(shape.name),
         timer_(timer),
         records_(records),
-        plan_(problem_of(options, preset), {Device{Device::Kind::cuda, 0}, options.backend, {}}),
+        plan_(shape.problem, {Device{Device::Kind::cuda, 0}, options.backend, {}}),
+        heads_(shape.problem.heads_q),
+        depth_(shape.problem.head_dim),
         tokens_(plan_.query_layout().tokens()),
         tiles_(plan_.query_layout().tiles()),
         q_(element_bytes()),
@@ -135,22 +171,26 @@ class Bench {
         kc_(pooled_bytes()),
         vc_(pooled_bytes()),
         oc_(pooled_bytes()),
-        lse_(static_cast<std::size_t>(preset.heads * tokens_) * 4),
+        lse_(static_cast<std::size_t>(heads_ * tokens_) * 4),
         mask_(static_cast<std::size_t>(plan_.mask_shape().words()) * 8) {
     std::uint64_t seed = (std::uint64_t{std::random_device{}()} << 32) | std::random_device{}();
     for (const DeviceBuffer* buffer : {&q_, &k_, &v_, &gate_}) {
       random_fill_bf16(buffer->data(), static_cast<std::int64_t>(buffer->bytes() / 2), seed++,
                        nullptr);
     }
-    selection_.sparsity = options.sparsity;
   }
 
-  void run() {
+  void run(double sparsity) {
+    selection_.sparsity = sparsity;
     const double bytes = static_cast<double>(q_.bytes());
-    const double pairs = static_cast<double>(preset_.heads) * static_cast<double>(tiles_) *
-                         static_cast<double>(plan_.resolve_top_k(selection_));
+    // Every video tile its k and all text, every text tile everything; at full size.
+    const auto plain = static_cast<double>(plan_.query_layout().plain_tiles());
+    const double pairs = static_cast<double>(heads_) *
+                         (static_cast<double>(tiles_ - plan_.query_layout().plain_tiles()) *
+                              (static_cast<double>(plan_.resolve_top_k(selection_)) + plain) +
+                          plain * static_cast<double>(tiles_));
     const double slots = static_cast<double>(plan_.problem().tile.tokens());
-    const double flops = 4 * slots * slots * static_cast<double>(preset_.head_dim) * pairs;
+    const double flops = 4 * slots * slots * static_cast<double>(depth_) * pairs;
 
     time("copy of q", 2 * bytes, 0, [&] {
       cudaMemcpyAsync(out_.data(), q_.data(), q_.bytes(), cudaMemcpyDeviceToDevice, nullptr);
@@ -169,8 +209,8 @@ class Bench {
     select.kc = pooled(kc_);
     select.selection = selection_;
     select.mask = mask();
-    const double scores = 2.0 * static_cast<double>(preset_.heads) * static_cast<double>(tiles_) *
-                          static_cast<double>(tiles_) * static_cast<double>(preset_.head_dim);
+    const double scores = 2.0 * static_cast<double>(heads_) * static_cast<double>(tiles_) *
+                          static_cast<double>(tiles_) * static_cast<double>(depth_);
     time("select", 0, scores, calling(&Plan::select, select));
     select.vc = pooled(vc_);
     select.oc = pooled(oc_);
@@ -181,11 +221,17 @@ class Bench {
     attend.v = tokens(v_);
     attend.mask = mask();
     attend.out = tokens(out_);
-    attend.lse = TensorRef::dense(lse_.data(), DType::f32, 3, {1, preset_.heads, tokens_});
+    attend.lse = TensorRef::dense(lse_.data(), DType::f32, 3, {1, heads_, tokens_});
     time("attend", 0, flops, calling(&Plan::attend, attend));
     attend.gate = Gate(tokens(gate_));
     attend.oc = pooled(oc_);
     time("attend with gate", 0, flops, calling(&Plan::attend, attend));
+    if (wanted("attend with gate, common lists")) {
+      const TileMask lists = common_lists();
+      require(cudaMemcpy(mask_.data(), lists.view().words, mask_.bytes(), cudaMemcpyDefault),
+              "cudaMemcpy");
+      time("attend with gate, common lists", 0, flops, calling(&Plan::attend, attend));
+    }
     ForwardArgs forward;
     forward.q = tokens(q_);
     forward.k = tokens(k_);
@@ -195,33 +241,86 @@ class Bench {
     time("forward", 0, flops, calling(&Plan::forward, forward));
     forward.gate = Gate(tokens(gate_));
     time("forward with gate", 0, flops, calling(&Plan::forward, forward));
+    if (wanted("forward with gate")) report_call(forward);
   }
 
  private:
-  static Problem problem_of(const Options& options, const tools::Preset& preset) {
-    Problem problem;
-    problem.query = Sequence{Video{preset.grid[0], preset.grid[1], preset.grid[2]}};
-    problem.tile = {options.tile.at(0), options.tile.at(1), options.tile.at(2)};
-    problem.heads_q = preset.heads;
-    problem.head_dim = preset.head_dim;
-    return problem;
+  /// What a call costs beside device time: the host's, and memory.
+  void report_call(const ForwardArgs& forward) {
+    const auto work = calling(&Plan::forward, forward);
+    std::vector<double> times;
+    for (int i = 0; i < 30; ++i) {
+      require(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+      const auto start = std::chrono::steady_clock::now();
+      work();
+      const std::chrono::duration<double, std::micro> taken =
+          std::chrono::steady_clock::now() - start;
+      times.push_back(taken.count());
+    }
+    require(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    std::sort(times.begin(), times.end());
+    const double workspace = static_cast<double>(plan_.workspace_bytes(forward));
+    const double share = workspace / static_cast<double>(q_.bytes());
+    std::printf("%-14s host time of a call %.1f us, workspace %.1f MB = %.1f %% of q\n",
+                name_.c_str(), times[times.size() / 2], workspace * 1e-6, share * 100);
+    records_.push_back({{"problem", name_},
+                        {"stage", "call of forward with gate"},
+                        {"host_us", times[times.size() / 2]},
+                        {"workspace_bytes", workspace},
+                        {"workspace_of_q", share}});
   }
+
   std::size_t element_bytes() const {
-    return static_cast<std::size_t>(tokens_ * preset_.heads * preset_.head_dim) * 2;
+    return static_cast<std::size_t>(tokens_ * heads_ * depth_) * 2;
   }
   std::size_t pooled_bytes() const {
-    return static_cast<std::size_t>(tiles_ * preset_.heads * preset_.head_dim) * 4;
+    return static_cast<std::size_t>(tiles_ * heads_ * depth_) * 4;
   }
   TensorRef tokens(const DeviceBuffer& buffer) const {
-    return TensorRef::dense(buffer.data(), DType::bf16, 4,
-                            {1, tokens_, preset_.heads, preset_.head_dim});
+    return TensorRef::dense(buffer.data(), DType::bf16, 4, {1, tokens_, heads_, depth_});
   }
   TensorRef pooled(const DeviceBuffer& buffer) const {
-    return TensorRef::dense(buffer.data(), DType::f32, 4,
-                            {1, preset_.heads, tiles_, preset_.head_dim});
+    return TensorRef::dense(buffer.data(), DType::f32, 4, {1, heads_, tiles_, depth_});
   }
   TileMaskRef mask() const {
     return {static_cast<std::uint64_t*>(mask_.data()), plan_.mask_shape()};
+  }
+
+  /// Random lists of which a share is common to the tiles of each 2 x 4 x 4 neighbourhood, as those
+  /// of real video are.
+  TileMask common_lists() const {
+    const TileLayout& layout = plan_.query_layout();
+    const TileShape& tile = plan_.problem().tile;
+    const std::int64_t kept = std::max<std::int64_t>(1, plan_.resolve_top_k(selection_));
+    const auto shared = static_cast<std::int64_t>(options_.common * static_cast<double>(kept));
+    std::mt19937_64 engine(std::random_device{}());
+    TileMask mask(plan_.mask_shape());
+    for (std::int64_t head = 0; head < heads_; ++head) {
+      std::map<std::array<std::int64_t, 4>, std::vector<std::int64_t>> lists;
+      for (std::int64_t i = 0; i < tiles_; ++i) {
+        const Tile place = layout.tile(i);
+        std::vector<std::int64_t>& list =
+            lists[{place.segment, place.origin[0] / tile.t / 2, place.origin[1] / tile.h / 4,
+                   place.origin[2] / tile.w / 4}];
+        const auto draw = [&] {
+          return static_cast<std::int64_t>(engine() % static_cast<std::uint64_t>(tiles_));
+        };
+        while (static_cast<std::int64_t>(list.size()) < shared) {
+          const std::int64_t tile_drawn = draw();
+          if (std::find(list.begin(), list.end(), tile_drawn) == list.end()) {
+            list.push_back(tile_drawn);
+          }
+        }
+        for (const std::int64_t j : list) mask.set(0, head, i, j);
+        for (std::int64_t more = kept - shared; more > 0;) {
+          const std::int64_t j = draw();
+          if (mask.view().test(0, head, i, j)) continue;
+          mask.set(0, head, i, j);
+          --more;
+        }
+      }
+    }
+    return mask;
   }
 
   template <class Args>
@@ -234,20 +333,28 @@ class Bench {
     };
   }
 
+  bool wanted(const std::string& stage) const {
+    return options_.stages.empty() ||
+           std::any_of(options_.stages.begin(), options_.stages.end(),
+                       [&](const std::string& start) { return stage.starts_with(start); });
+  }
+
   /// Bytes moved and floating-point operations; 0 leaves a rate out.
   void time(const std::string& stage, double bytes, double flops,
             const std::function<void()>& work) {
-    if (!options_.stages.empty() &&
-        std::none_of(options_.stages.begin(), options_.stages.end(),
-                     [&](const std::string& wanted) { return stage.starts_with(wanted); })) {
-      return;
-    }
+    if (!wanted(stage)) return;
     const double milliseconds = timer_.median(work);
     const double clock = timer_.clock();
-    Json record = {
-        {"problem", preset_.name}, {"tile", options_.tile}, {"sparsity", options_.sparsity},
-        {"stage", stage},          {"ms", milliseconds},    {"sm_mhz_after", clock}};
-    std::printf("%-14s %-26s %9.4f ms", preset_.name, stage.c_str(), milliseconds);
+    Json record = {{"problem", name_},
+                   {"tokens", tokens_},
+                   {"heads", heads_},
+                   {"tile", options_.tile},
+                   {"sparsity", *selection_.sparsity},
+                   {"stage", stage},
+                   {"ms", milliseconds},
+                   {"sm_mhz_after", clock}};
+    std::printf("%-14s %.3f %-31s %9.4f ms", name_.c_str(), *selection_.sparsity, stage.c_str(),
+                milliseconds);
     if (bytes > 0) {
       record["gb_per_s"] = bytes * 1e-6 / milliseconds;
       std::printf(" %8.0f GB/s", bytes * 1e-6 / milliseconds);
@@ -262,10 +369,12 @@ class Bench {
   }
 
   const Options& options_;
-  const tools::Preset& preset_;
+  std::string name_;
   Timer& timer_;
   Json& records_;
   Plan plan_;
+  std::int64_t heads_;
+  std::int64_t depth_;
   std::int64_t tokens_;
   std::int64_t tiles_;
   DeviceBuffer q_, k_, v_, gate_, out_, qc_, kc_, vc_, oc_, lse_, mask_;
@@ -279,7 +388,8 @@ int run(const Options& options) {
   Timer timer(options.seconds);
   Json records = Json::array();
   for (const std::string& name : options.problems) {
-    Bench(options, tools::find_preset("--problems", name), timer, records).run();
+    Bench bench(options, parse_shape(options, name), timer, records);
+    for (const double sparsity : options.sparsities) bench.run(sparsity);
   }
   if (!options.json.empty()) {
     std::ofstream(options.json)
@@ -294,11 +404,15 @@ int run(const Options& options) {
 int main(int count, char** arguments) {
   Options options;
   CLI::App app("Times of the stages on a GPU");
-  app.add_option("--problems", options.problems, "among " + tools::preset_names())->delimiter(',');
+  app.add_option("--problems", options.problems, "grids TxHxW, or of " + tools::preset_names())
+      ->delimiter(',');
+  app.add_option("--heads", options.heads, "instead of the preset's");
+  app.add_option("--prefix", options.prefix, "lengths of text before the video");
   app.add_option("--stages", options.stages, "only those that start so")->delimiter(',');
   app.add_option("--backend", options.backend);
-  app.add_option("--tile", options.tile)->delimiter(',')->expected(3);
-  app.add_option("--sparsity", options.sparsity);
+  app.add_option("--tile", options.tile);
+  app.add_option("--sparsity", options.sparsities)->delimiter(',');
+  app.add_option("--common", options.common, "share of neighbours' lists, see common lists");
   app.add_option("--seconds", options.seconds, "of each measurement");
   app.add_option("--json", options.json, "file to write the records to");
   CLI11_PARSE(app, count, arguments);

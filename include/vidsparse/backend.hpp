@@ -34,6 +34,7 @@ struct BackendInfo {
   std::string summary;      ///< one line
   bool on_request = false;  ///< never chosen unless named (the reference)
   Verdict verdict;
+  Device::Kind kind = Device::Kind::cpu;  ///< of the devices it runs on
 };
 
 /// Every backend that was built, in order of preference, with its verdict on the machine (no

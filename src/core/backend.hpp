@@ -47,6 +47,7 @@ class Backend {
   virtual const char* name() const = 0;
   virtual const char* summary() const = 0;
   virtual bool on_request() const { return false; }
+  virtual Device::Kind kind() const { return Device::Kind::cpu; }
   /// On the machine alone.
   virtual Verdict can_run(const Device& device) const = 0;
   /// On a valid problem; called after the other has said yes.

@@ -69,7 +69,7 @@ std::vector<BackendInfo> backends(const Device& device, const Problem* problem) 
   std::vector<BackendInfo> list;
   for (const core::Backend* backend : core::backend_list()) {
     list.push_back({backend->name(), backend->summary(), backend->on_request(),
-                    verdict_on(*backend, device, problem)});
+                    verdict_on(*backend, device, problem), backend->kind()});
   }
   return list;
 }

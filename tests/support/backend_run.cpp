@@ -293,14 +293,6 @@ std::int64_t valid_rows(const RandomProblem& problem) {
 
 }  // namespace
 
-namespace {
-
-bool runs_on_host(const BackendInfo& backend) {
-  return backend.name == "cpu" || backend.name == "reference";
-}
-
-}  // namespace
-
 void PrintTo(const Target& target, std::ostream* stream) {
   *stream << target.backend << ' ' << target.isa;
 }
@@ -312,7 +304,7 @@ std::string name_of(const Target& target) {
 std::vector<Target> targets() {
   std::vector<Target> list;
   for (const BackendInfo& backend : backends(Device{})) {
-    if (!runs_on_host(backend)) continue;
+    if (backend.kind != Device::Kind::cpu) continue;
     if (backend.name != "cpu") {
       list.push_back({backend.name, "", backend.verdict});
       continue;
@@ -321,7 +313,7 @@ std::vector<Target> targets() {
   }
   const Device gpu{Device::Kind::cuda, 0};
   for (const BackendInfo& backend : backends(gpu)) {
-    if (runs_on_host(backend)) continue;
+    if (backend.kind != Device::Kind::cuda) continue;
     list.push_back({backend.name, "", backend.verdict, gpu, false, {.gpu = true}});
   }
   return list;

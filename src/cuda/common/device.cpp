@@ -6,14 +6,34 @@
 
 namespace vidsparse::cuda {
 
+namespace {
+
+/// Whether the driver is there and new enough for the runtime this was built with.
+Verdict has_driver() {
+  const auto text = [](int version) {
+    return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+  };
+  const std::string expected = "expected a driver for CUDA " + text(CUDART_VERSION) + " or newer";
+  int version = 0;
+  if (cudaDriverGetVersion(&version) != cudaSuccess || version == 0) {
+    cudaGetLastError();  // not left behind for the caller's own checks
+    return Verdict::no(expected + ", got none");
+  }
+  // Runtimes of one major version run on the driver of any of its minor ones.
+  if (version / 1000 >= CUDART_VERSION / 1000) return Verdict::yes();
+  return Verdict::no(expected + ", got one for " + text(version));
+}
+
+}  // namespace
+
 Verdict has_capability(const Device& device, int major, int minor) {
   if (device.kind != Device::Kind::cuda) return Verdict::no("the device is " + device.to_string());
+  if (const Verdict driver = has_driver(); !driver.ok) return driver;
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess) {
-    cudaGetLastError();  // not left behind for the caller's own checks
-    return Verdict::no("expected a CUDA driver and device, got: " +
-                       std::string(cudaGetErrorString(status)));
+    cudaGetLastError();
+    return Verdict::no("expected a CUDA device, got: " + std::string(cudaGetErrorString(status)));
   }
   if (device.index < 0 || device.index >= count) {
     return Verdict::no("expected a device below " + std::to_string(count) + ", got " +

@@ -36,6 +36,7 @@ struct AttendConfig {
   static constexpr int kValueSlots = 6 * 128 / HeadDim;
   static constexpr int kQueue = 16;  ///< commands of a consumer: value slots + 2 items' ends fit
   static constexpr int kRanks = 64;  ///< of the plan
+  static constexpr int kOrders = 32;  ///< from planner to loaders
 
   // Bytes from the start of shared memory, which is 1024-byte aligned.
   static constexpr int kQuery = 0;
@@ -47,11 +48,12 @@ struct AttendConfig {
   static constexpr int kEmptyV = kFullV + 8 * kValueSlots;
   static constexpr int kCredit = kEmptyV + 8 * kValueSlots;
   static constexpr int kQueues = kCredit + 8 * 2;
-  static constexpr int kPlan = kQueues + 4 * kConsumers * kQueue;
-  static constexpr int kSharedBytes = kPlan + 12 * kConsumers * kRanks;
+  static constexpr int kOrderRing = (kQueues + 4 * kConsumers * kQueue + 15) / 16 * 16;
+  static constexpr int kPlan = kOrderRing + 32 * kOrders;
+  static constexpr int kRead = kPlan + 4 * kConsumers * kRanks;
+  static constexpr int kSharedBytes = kRead + 4 * 2;
   static_assert(kSharedBytes <= 227 * 1024);
   static_assert(kQueue >= kValueSlots + 2);
-  static_assert(kPlan % 8 == 0);
 };
 
 /// What a consumer is told of a key fragment, or that its item is done.
@@ -72,7 +74,8 @@ struct Command {
                                       std::uint32_t value_slot, std::uint32_t value_parity) {
     return key_slot << 24 | key_parity << 23 | value_slot << 19 | value_parity << 18;
   }
-  /// Of command number `count` in a queue of `length`: 1 to 3, so never what memory starts as.
+  /// Of entry number `count` in a ring of `length`: 1 to 3, never what memory starts as, so no entry
+  /// is 0.
   static constexpr std::uint32_t lap(std::uint32_t count, std::uint32_t length) {
     return (count / length % 3 + 1) << 30;
   }

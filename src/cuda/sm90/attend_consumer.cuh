@@ -201,8 +201,16 @@ class Consumer {
   }
   __device__ std::uint32_t pop() {
     std::uint32_t command = peek();
+#ifdef EXP_GUARD
+    int guard = 0;
+#endif
     while (command == 0) {
+#ifdef EXP_GUARD
+      if (++guard > (1 << 22)) { printf("hang pop thread %d block %d popped %u\n", (int)threadIdx.x, (int)blockIdx.x, popped_); __trap(); }
+#endif
+#ifndef EXP_SPIN
       __nanosleep(20);
+#endif
       command = peek();
     }
     ++popped_;

@@ -5,8 +5,9 @@
 #include "cuda/ptx/warpgroup.cuh"
 #include "cuda/sm90/attend_config.hpp"
 #include "cuda/sm90/attend_consumer.cuh"
+#include "cuda/sm90/attend_loader.cuh"
 #include "cuda/sm90/attend_parameters.hpp"
-#include "cuda/sm90/attend_producer.cuh"
+#include "cuda/sm90/attend_planner.cuh"
 
 namespace vidsparse::cuda::sm90 {
 
@@ -30,9 +31,10 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     ptx::mbarrier_init(address + Config::kCredit + 8, Config::kWarps);
     ptx::fence_mbarrier_init();
   }
-  auto* queues = reinterpret_cast<std::uint32_t*>(shared + Config::kQueues);
-  for (int i = threadIdx.x; i < Config::kConsumers * Config::kQueue; i += Config::kThreads) {
-    queues[i] = 0;
+  // Queues, orders and the plan start as zeros.
+  for (int i = Config::kQueues / 4 + threadIdx.x; i < Config::kSharedBytes / 4;
+       i += Config::kThreads) {
+    reinterpret_cast<std::uint32_t*>(shared)[i] = 0;
   }
   __syncthreads();
 
@@ -40,8 +42,12 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   const int warpgroup = __shfl_sync(~0U, threadIdx.x / 128, 0);
   if (warpgroup == Config::kConsumers) {
     ptx::release_registers<Config::kProducerRegisters>();
-    if (threadIdx.x / 32 == Config::kWarps) {
-      Producer<T, Config>(parameters, shared, address).run();
+    const int warp = __shfl_sync(~0U, threadIdx.x / 32, 0) - Config::kWarps;
+    if (warp == 0) {
+      Planner<T, Config>(parameters, shared, address).run();
+    } else if (threadIdx.x % 32 == 0) {
+      if (warp == 1) Loader<T, Config, false>(parameters, shared, address).run();
+      if (warp == 2) Loader<T, Config, true>(parameters, shared, address).run();
     }
   } else {
     ptx::claim_registers<Config::kConsumerRegisters>();

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #include "cuda/sm90/attend_parameters.hpp"
@@ -17,14 +16,14 @@ class Pace {
  public:
   __device__ explicit Pace(const AttendParameters<T>& parameters) : p_(parameters) {}
 
-  /// About to look at key fragments from `fragment` on, in this block's item number `wave`.
-  __device__ void step(int wave, int fragment) {
-    if (!waits_ || p_.arrivals == nullptr) return;
-    if (fragment % p_.pace_fragments != 0) return;
-    const int at = wave * p_.pace_steps + fragment / p_.pace_fragments;
-    atomicAdd(p_.arrivals + at, 1U);
-    const int earlier = at - 1 - p_.pace_slack;
-    if (earlier < 0) return;
+  /// This block is about to be in step number `steps` - 1 of all its items.
+  __device__ void step(int steps) {
+    if (p_.arrivals == nullptr || steps <= done_) return;
+    for (; done_ < steps; ++done_) {
+      if (done_ < limit()) atomicAdd(p_.arrivals + done_, 1U);
+    }
+    const int earlier = steps - 2 - p_.pace_slack;
+    if (earlier < 0 || !waits_) return;
     // Blocks with an item in that wave.
     const int blocks = static_cast<int>(gridDim.x);
     const auto all =
@@ -41,7 +40,15 @@ class Pace {
 
  private:
   static constexpr long long kPatience = 200'000;  // cycles, about 0.1 ms
+
+  /// Counters there are: steps of all waves.
+  __device__ int limit() const {
+    const int blocks = static_cast<int>(gridDim.x);
+    return (p_.items + blocks - 1) / blocks * p_.pace_steps;
+  }
+
   const AttendParameters<T>& p_;
+  int done_ = 0;
   bool waits_ = true;
 };
 

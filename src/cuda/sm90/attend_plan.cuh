@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "cuda/sm90/attend_config.hpp"
 #include "cuda/sm90/attend_parameters.hpp"
 
 namespace vidsparse::cuda::sm90 {
@@ -17,6 +18,23 @@ struct Item {
     const int row = index / p.items_per_head;
     const int batch = row / p.heads;
     return {batch, row - batch * p.heads, (index - row * p.items_per_head) * consumers};
+  }
+};
+
+/// What the loaders are told: everything worked out.
+struct alignas(16) Order {
+  std::int32_t w, h, t;   ///< coordinates of the fragment
+  std::int32_t segment;   ///< which map
+  std::int32_t column_k;  ///< coordinate J in K
+  std::int32_t column_v;  ///< and in V
+  std::uint32_t command;  ///< for the consumers; kEnd: the item is done
+  /// 2..0 users (bit c: consumer c)   3 stop   29..4 pace step + 1 or 0   31..30 lap
+  std::uint32_t word;
+
+  static constexpr std::uint32_t kStop = 8;
+  static constexpr std::uint32_t users(std::uint32_t word) { return word & 7; }
+  static constexpr std::int32_t pace_steps(std::uint32_t word) {
+    return static_cast<std::int32_t>(word >> 4 & 0x3FFFFFF);
   }
 };
 
@@ -36,29 +54,18 @@ class Plan {
   static constexpr int kRanks = Config::kRanks;
   static constexpr int kChunk = 32;
 
-  struct Place {  ///< of KeyFragment
-    std::int32_t w;
-    std::uint32_t place;
-  };
+  __device__ Plan(char* shared, int lane)
+      : wanted_(reinterpret_cast<std::uint32_t*>(shared + Config::kPlan)), lane_(lane) {}
 
-  __device__ explicit Plan(char* shared, int lane)
-      : places_(reinterpret_cast<Place*>(shared + Config::kPlan)),
-        wanted_(reinterpret_cast<std::uint32_t*>(places_ + kRanks * kConsumers)),
-        lane_(lane) {
-    for (int i = lane; i < kRanks * kConsumers; i += 32) wanted_[i] = 0;
-    __syncwarp();
-  }
-
-  /// A new item; `present`: bit c tells whether consumer c has a query fragment.
-  __device__ void restart(std::uint32_t present) {
+  /// A new item whose first `rows` consumers have a query fragment.
+  __device__ void restart(int rows) {
     taken_ = 0;
 #pragma unroll
-    for (int c = 0; c < kConsumers; ++c) given_[c] = present >> c & 1 ? 0 : kAbsent;
+    for (int c = 0; c < kConsumers; ++c) given_[c] = c < rows ? 0 : kAbsent;
   }
 
-  /// This lane's candidate; `users`: bit c for consumer c, none: not wanted. `command` is what its
-  /// consumers will be told.
-  __device__ void add(std::uint32_t users, Place place, std::uint32_t command) {
+  /// This lane's candidate; `users`: bit c for consumer c, none: not wanted. `command` names it.
+  __device__ void add(std::uint32_t users, std::uint32_t command) {
     int rank = kAbsent;
     int owner = 0;
 #pragma unroll
@@ -72,17 +79,14 @@ class Plan {
       }
       if (given_[c] != kAbsent) given_[c] += __popc(all);
     }
-    if (users != 0) {
-      const int at = rank % kRanks * kConsumers + owner;
-      places_[at] = place;
-      wanted_[at] = command | users << kUsersShift;
-    }
+    if (users != 0) wanted_[rank % kRanks * kConsumers + owner] = command | users << kUsersShift;
     __syncwarp();
   }
 
-  /// Calls visit(place, command, users) on lane 0 for what is ripe, in order; `last`: all of it.
-  template <class Visit>
-  __device__ void take(bool last, Visit&& visit) {
+  /// Calls emit(wanted, command, users) in all lanes for up to 32 fragments at a time that are
+  /// ripe, in order of the lanes that want one. `last`: all there are.
+  template <class Emit>
+  __device__ void take(bool last, Emit&& emit) {
     int least = kAbsent;
     int most = 0;
 #pragma unroll
@@ -90,25 +94,16 @@ class Plan {
       least = min(least, given_[c]);
       if (given_[c] != kAbsent) most = max(most, given_[c]);
     }
-    const int until =
-        last ? most : max(taken_, max(least == kAbsent ? 0 : least, most + kChunk - kRanks));
+    const int until = last ? most : max(least == kAbsent ? 0 : least, most + kChunk - kRanks);
     for (int first = taken_ * kConsumers; first < until * kConsumers; first += 32) {
       const int own = first + lane_;
       std::uint32_t* wanted = wanted_ + own % (kRanks * kConsumers);
-      const bool ripe = own < until * kConsumers && *wanted != 0;
-      std::uint32_t bits = __ballot_sync(~0U, ripe);
-      if (lane_ == 0) {
-        for (; bits != 0; bits &= bits - 1) {
-          const int at = (first + __ffs(bits) - 1) % (kRanks * kConsumers);
-          const std::uint32_t word = wanted_[at];
-          visit(places_[at], word & ~(7U << kUsersShift), word >> kUsersShift & 7);
-        }
-      }
-      __syncwarp();
-      if (ripe) *wanted = 0;
-      __syncwarp();
+      const std::uint32_t word = own < until * kConsumers ? *wanted : 0;
+      if (word != 0) *wanted = 0;
+      emit(word != 0, word & ~(7U << kUsersShift), word >> kUsersShift & 7);
     }
-    taken_ = until;
+    __syncwarp();
+    taken_ = max(taken_, until);
     // One that lags far behind gives up the ranks it has missed.
 #pragma unroll
     for (int c = 0; c < kConsumers; ++c) given_[c] = max(given_[c], taken_);
@@ -116,12 +111,11 @@ class Plan {
 
  private:
   static constexpr int kAbsent = 1 << 30;
-  static constexpr int kUsersShift = 18;  // where a command says its slots
+  static constexpr int kUsersShift = 18;  // where a command will say its slots
 
-  Place* places_;
   std::uint32_t* wanted_;
   int lane_;
-  int taken_ = 0;               // ranks below are loaded
+  int taken_ = 0;               // ranks below are out
   int given_[kConsumers] = {};  // ranks below have their fragment
 };
 

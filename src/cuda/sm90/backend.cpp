@@ -123,6 +123,7 @@ class Sm90Backend final : public core::Backend {
  public:
   const char* name() const override { return "sm90"; }
   const char* summary() const override { return "CUDA kernels for Hopper (H100, H200); forward"; }
+  Device::Kind kind() const override { return Device::Kind::cuda; }
 
   Verdict can_run(const Device& device) const override { return has_capability(device, 9, 0); }
 

@@ -92,7 +92,8 @@ TensorMaps make_tensor_maps(const char* name, const TensorView& tensor, const Si
     if (status != CUDA_SUCCESS) {
       throw Error(ErrorCode::unsupported, name,
                   "expected strides a tensor map can hold (below 2^40 bytes), got " +
-                      to_string(tensor) + " with a token stride of " + std::to_string(token));
+                      to_string(tensor) + " with a token stride of " + std::to_string(token) +
+                      " (CUresult " + std::to_string(status) + ")");
     }
   }
   return result;

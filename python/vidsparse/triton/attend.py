@@ -1,0 +1,159 @@
+"""Block-sparse attention over lists of key tiles, the gated pooled branch added at the end."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .tiles import valid_tokens
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _walk(
+    acc, total, top, query, k, v, items, step_sign, count, k_tokens, k_facts, k_tiles, lengths,
+    k_stride_t, v_stride_t, scale2,
+    MASKED: tl.constexpr, K_LENGTHS: tl.constexpr,
+    E: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED_STAGES: tl.constexpr,
+):  # fmt: skip
+    """Online softmax over `count` listed tiles, COLUMNS keys a step. `top` is the running maximum of
+    the raw products; weights are 2^(scale2 * (product - top)), scale2 >= 0."""
+    PARTS: tl.constexpr = E // COLUMNS
+    slot = tl.arange(0, COLUMNS)
+    dim = tl.arange(0, D)
+    # The next step's tokens are looked up one step ahead: else every step would wait for two
+    # loads in a row before its keys could even be asked for.
+    last = tl.maximum(count * PARTS - 1, 0)
+    tile = tl.load(items, mask=count > 0, other=0).to(tl.int32)
+    token = tl.load(k_tokens + tile * E + slot)
+    for step in tl.range(0, count * PARTS, num_stages=MASKED_STAGES if MASKED else None):
+        row = token.to(tl.int64)[:, None]
+        if MASKED:
+            valid = valid_tokens(k_facts, k_tiles, tile, lengths, True, K_LENGTHS)
+            alive = slot < valid - (step % PARTS) * COLUMNS
+            key = tl.load(
+                k + row * k_stride_t + dim[None, :], mask=alive[:, None], other=0.0
+            )
+            value = tl.load(
+                v + row * v_stride_t + dim[None, :], mask=alive[:, None], other=0.0
+            )
+        else:
+            key = tl.load(k + row * k_stride_t + dim[None, :])
+            value = tl.load(v + row * v_stride_t + dim[None, :])
+        following = tl.minimum(step + 1, last)
+        tile = tl.load(items + step_sign * (following // PARTS)).to(tl.int32)
+        token = tl.load(k_tokens + tile * E + (following % PARTS) * COLUMNS + slot)
+
+        score = tl.dot(query, tl.trans(key), input_precision=PRECISION)
+        if MASKED:
+            score = tl.where(alive[None, :], score, float("-inf"))
+        higher = tl.maximum(top, tl.max(score, 1))
+        base = tl.where(higher == float("-inf"), 0.0, higher * scale2)
+        weight = tl.exp2(score * scale2 - base[:, None])
+        shrink = tl.exp2(top * scale2 - base)
+        total = total * shrink + tl.sum(weight, 1)
+        acc = acc * shrink[:, None]
+        acc = tl.dot(weight.to(value.dtype), value, acc, input_precision=PRECISION)
+        top = higher
+    return acc, total, top
+
+
+@triton.jit(
+    do_not_specialize=[
+        "heads", "group", "q_tiles", "k_tiles", "capacity", "q_total",
+    ]
+)  # fmt: skip
+def attend_kernel(
+    q, k, v, gate, out,  # [B, tokens, heads, D]
+    lse,  # fp32 [B, H, Sq]
+    oc,  # fp32 [B, H, Nq, D]
+    items, counts,  # lists of key tiles by query tile
+    q_tokens, k_tokens, q_facts, k_facts,
+    q_lengths, k_lengths, q_length_stride, k_length_stride,
+    q_stride_b, q_stride_t, q_stride_h,
+    k_stride_b, k_stride_t, k_stride_h,
+    v_stride_b, v_stride_t, v_stride_h,
+    g_stride_b, g_stride_t, g_stride_h,
+    o_stride_b, o_stride_t, o_stride_h,
+    heads, group, q_tiles, k_tiles, capacity, q_total,
+    scale, gate_value,
+    NEGATIVE: tl.constexpr,  # the scale is
+    GATE: tl.constexpr,  # 0 none, 1 a number, 2 a tensor
+    HAS_LSE: tl.constexpr, Q_LENGTHS: tl.constexpr, K_LENGTHS: tl.constexpr,
+    E: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr, MASKED_STAGES: tl.constexpr,  # of the loop over tiles that need masks
+):  # fmt: skip
+    """One program ROWS queries of a tile: grid (Nq * E / ROWS, H, B)."""
+    PARTS: tl.constexpr = E // ROWS
+    block = tl.program_id(0)
+    head = tl.program_id(1)
+    batch = tl.program_id(2).to(tl.int64)
+    tile = block // PARTS
+    slot = (block % PARTS) * ROWS + tl.arange(0, ROWS)
+    dim = tl.arange(0, D)
+    kv_head = (head // group).to(tl.int64)
+    head = head.to(tl.int64)
+    line = (batch * heads + head) * q_tiles + tile
+
+    q_lengths += batch * q_length_stride
+    valid = valid_tokens(q_facts, q_tiles, tile, q_lengths, True, Q_LENGTHS)
+    alive = slot < valid
+    token = tl.load(q_tokens + tile * E + slot).to(tl.int64)
+    query = tl.load(
+        q + batch * q_stride_b + head * q_stride_h + token[:, None] * q_stride_t + dim[None, :],
+        mask=alive[:, None],
+        other=0.0,
+    )
+    # The loop takes the maximum before it scales, so a negative sign goes to the query, in a kernel
+    # of its own: any arithmetic here makes Triton hold the query in registers. And a scale of 0 must
+    # not meet the -inf of masked scores.
+    if NEGATIVE:
+        query = (query.to(tl.float32) * -1.0).to(query.dtype)
+    scale2 = tl.maximum(tl.abs(scale) * LOG2E, 1e-37)
+    k += batch * k_stride_b + kv_head * k_stride_h
+    v += batch * v_stride_b + kv_head * v_stride_h
+    k_lengths += batch * k_length_stride
+    front = tl.load(counts + line * 2)
+    back = tl.load(counts + line * 2 + 1)
+    items += line * capacity
+
+    acc = tl.zeros([ROWS, D], tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    acc, total, top = _walk(
+        acc, total, top, query, k, v, items, 1, front, k_tokens, k_facts, k_tiles, k_lengths,
+        k_stride_t, v_stride_t, scale2, False, K_LENGTHS, E, D, COLUMNS, PRECISION,
+        MASKED_STAGES,
+    )  # fmt: skip
+    acc, total, top = _walk(
+        acc, total, top, query, k, v, items + capacity - 1, -1, back, k_tokens, k_facts, k_tiles,
+        k_lengths, k_stride_t, v_stride_t, scale2, True, K_LENGTHS, E, D, COLUMNS, PRECISION,
+        MASKED_STAGES,
+    )  # fmt: skip
+
+    exists = slot < tl.load(q_facts + tile)  # in memory; pads of packed tiles are written too
+    nothing = total == 0.0
+    result = tl.where(nothing[:, None], 0.0, acc / total[:, None])
+    if GATE != 0:
+        pooled = tl.load(oc + line * D + dim)[None, :]
+        if GATE == 1:
+            result += gate_value * pooled
+        else:
+            weight = tl.load(
+                gate + batch * g_stride_b + head * g_stride_h
+                + token[:, None] * g_stride_t + dim[None, :],
+                mask=alive[:, None], other=0.0,
+            )  # fmt: skip
+            result += weight.to(tl.float32) * pooled
+    result = tl.where(alive[:, None], result, 0.0)
+    tl.store(
+        out + batch * o_stride_b + head * o_stride_h + token[:, None] * o_stride_t + dim[None, :],
+        result.to(out.dtype.element_ty),
+        mask=exists[:, None],
+    )
+    if HAS_LSE:
+        norm = top * tl.abs(scale) + tl.log(total)
+        norm = tl.where(nothing | (alive == 0), float("-inf"), norm)
+        tl.store(lse + (batch * heads + head) * q_total + token, norm, mask=exists)

@@ -1,0 +1,103 @@
+"""Warps, pipeline stages and block sizes of every kernel: a table by architecture, no autotuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+import triton
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How one kernel is launched."""
+
+    warps: int
+    stages: int
+    rows: int = 64  # tokens (or pooled tiles) of the side that a program owns; divides 64
+    columns: int = 64  # of the side that it walks, in a step; divides 64
+    masked_stages: int | None = None  # of the loop over ragged tiles, where others than `stages`
+
+
+@dataclass(frozen=True)
+class Config:
+    """One architecture's kernels."""
+
+    attend: Shape
+    key_gradients: Shape
+    query_gradients: Shape
+    select: Shape  # rows: query tiles of a block of scores
+    coarse: Shape  # the pooled branch's backward; rows: of a block of pooled vectors
+    coarse_precision: str  # of fp32 products: three TF32 ones where tensor cores have them
+
+
+# Ada and consumer Blackwell have 99 KB of shared memory a block, Ampere's and Hopper's data-centre
+# parts 163 and 227. A stage of a 64-token bf16 tile pair of 128 dimensions is 32 KB. Where ragged
+# tiles take one stage, more of them spill registers.
+TABLE = {
+    "sm80": Config(
+        attend=Shape(4, 3, masked_stages=1),
+        key_gradients=Shape(8, 2),
+        query_gradients=Shape(8, 2),
+        select=Shape(4, 1, 16, 32),
+        coarse=Shape(8, 1, 16),
+        coarse_precision="tf32x3",
+    ),
+    "sm89": Config(
+        attend=Shape(4, 2, 64, 32, masked_stages=1),
+        key_gradients=Shape(8, 1, 64, 32),
+        query_gradients=Shape(8, 1),
+        select=Shape(8, 1, 16, 64),
+        coarse=Shape(8, 1, 16),
+        coarse_precision="tf32x3",
+    ),
+    "sm90": Config(
+        attend=Shape(4, 3),
+        key_gradients=Shape(8, 2),
+        query_gradients=Shape(8, 2),
+        select=Shape(4, 1, 16, 32),
+        coarse=Shape(8, 1, 16),
+        coarse_precision="tf32x3",
+    ),
+    "gfx": Config(
+        attend=Shape(8, 1),
+        key_gradients=Shape(8, 1, 64, 32),
+        query_gradients=Shape(8, 1),
+        select=Shape(8, 1, 16, 32),
+        coarse=Shape(8, 1, 16),
+        coarse_precision="ieee",
+    ),
+}
+
+
+def family(backend: str, arch: int | str) -> str:
+    """The row of the table for a compile target."""
+    if backend == "hip":
+        return "gfx"
+    if arch in (90, 100, 103):
+        return "sm90"
+    return "sm80" if arch == 80 else "sm89"
+
+
+def config_for(backend: str, arch: int | str, dtype: torch.dtype) -> Config:
+    """The table's row; float32 tiles are twice as large and multiplied without tensor cores."""
+    row = TABLE[family(backend, arch)]
+    if dtype != torch.float32:
+        return row
+    return replace(
+        row,
+        attend=Shape(8, 1, 32, 16),
+        key_gradients=Shape(8, 1, 32, 32),
+        query_gradients=Shape(8, 1, 16, 16),
+    )
+
+
+@lru_cache(maxsize=16)
+def device_config(device: torch.device, dtype: torch.dtype) -> Config:
+    """The configuration of the machine's accelerator (the interpreter runs sm80's)."""
+    if device.type == "cpu":
+        return config_for("cuda", 80, dtype)
+    with torch.cuda.device(device):
+        target = triton.runtime.driver.active.get_current_target()
+    return config_for(target.backend, target.arch, dtype)

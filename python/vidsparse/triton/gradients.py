@@ -1,0 +1,274 @@
+"""Backward of block-sparse attention in two passes without atomics: dk and dv by key tile, dq by
+query tile. The pooled branch's gradients are added at the end, and each sum is rounded once."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .attend import LOG2E
+from .tiles import valid_tokens
+
+
+@triton.jit
+def _key_walk(
+    dk, dv, key, value, q, dout, lse, delta, items, step_sign, count, q_tokens, q_facts, q_tiles,
+    q_lengths, q_stride_t, do_stride_t, scale2,
+    MASKED: tl.constexpr, Q_LENGTHS: tl.constexpr,
+    E: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Adds what `count` listed query tiles give to a block of keys, COLUMNS queries a step."""
+    PARTS: tl.constexpr = E // COLUMNS
+    slot = tl.arange(0, COLUMNS)
+    dim = tl.arange(0, D)
+    last = tl.maximum(count * PARTS - 1, 0)
+    tile = tl.load(items, mask=count > 0, other=0).to(tl.int32)
+    token = tl.load(q_tokens + tile * E + slot)
+    for step in range(0, count * PARTS):
+        row = token.to(tl.int64)[:, None]
+        if MASKED:
+            valid = valid_tokens(q_facts, q_tiles, tile, q_lengths, True, Q_LENGTHS)
+            alive = slot < valid - (step % PARTS) * COLUMNS
+            norm = tl.load(lse + token, mask=alive, other=float("-inf"))
+            alive = alive & (norm != float("-inf"))
+            inner = tl.load(delta + token, mask=alive, other=0.0)
+            query = tl.load(
+                q + row * q_stride_t + dim[None, :], mask=alive[:, None], other=0.0
+            )
+            grad = tl.load(
+                dout + row * do_stride_t + dim[None, :], mask=alive[:, None], other=0.0
+            )
+        else:
+            norm = tl.load(lse + token)
+            inner = tl.load(delta + token)
+            query = tl.load(q + row * q_stride_t + dim[None, :])
+            grad = tl.load(dout + row * do_stride_t + dim[None, :])
+        following = tl.minimum(step + 1, last)
+        tile = tl.load(items + step_sign * (following // PARTS)).to(tl.int32)
+        token = tl.load(q_tokens + tile * E + (following % PARTS) * COLUMNS + slot)
+
+        score = tl.dot(key, tl.trans(query), input_precision=PRECISION)
+        weight = tl.exp2(score * scale2 - (norm * LOG2E)[None, :])
+        if MASKED:
+            weight = tl.where(alive[None, :], weight, 0.0)
+        dv = tl.dot(weight.to(grad.dtype), grad, dv, input_precision=PRECISION)
+        d_weight = tl.dot(value, tl.trans(grad), input_precision=PRECISION)
+        d_score = weight * (d_weight - inner[None, :])
+        if MASKED:
+            d_score = tl.where(alive[None, :], d_score, 0.0)
+        dk = tl.dot(d_score.to(query.dtype), query, dk, input_precision=PRECISION)
+    return dk, dv
+
+
+@triton.jit(
+    do_not_specialize=["heads", "group", "q_tiles", "k_tiles", "capacity", "q_total"]
+)  # fmt: skip
+def key_gradients_kernel(
+    q, k, v, dout, dk, dv,  # [B, tokens, heads, D]
+    lse, delta,  # fp32 [B, H, Sq]
+    dkc, dvc,  # fp32 [B, G, Nk, D]
+    items, counts,  # lists of query tiles by key tile
+    q_tokens, k_tokens, q_facts, k_facts,
+    q_lengths, k_lengths, q_length_stride, k_length_stride,
+    q_stride_b, q_stride_t, q_stride_h,
+    k_stride_b, k_stride_t, k_stride_h,
+    v_stride_b, v_stride_t, v_stride_h,
+    do_stride_b, do_stride_t, do_stride_h,
+    dk_stride_b, dk_stride_t, dk_stride_h,
+    dv_stride_b, dv_stride_t, dv_stride_h,
+    heads, group, q_tiles, k_tiles, capacity, q_total, scale,
+    HAS_COARSE: tl.constexpr, Q_LENGTHS: tl.constexpr, K_LENGTHS: tl.constexpr,
+    E: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One program ROWS keys of a tile: grid (Nk * E / ROWS, G, B)."""
+    PARTS: tl.constexpr = E // ROWS
+    block = tl.program_id(0)
+    kv_head = tl.program_id(1).to(tl.int64)
+    batch = tl.program_id(2).to(tl.int64)
+    tile = block // PARTS
+    slot = (block % PARTS) * ROWS + tl.arange(0, ROWS)
+    dim = tl.arange(0, D)
+
+    valid = valid_tokens(
+        k_facts, k_tiles, tile, k_lengths + batch * k_length_stride, True, K_LENGTHS
+    )
+    exists = slot < tl.load(k_facts + tile)
+    alive = slot < valid
+    token = tl.load(k_tokens + tile * E + slot).to(tl.int64)
+    key = tl.load(
+        k + batch * k_stride_b + kv_head * k_stride_h + token[:, None] * k_stride_t + dim[None, :],
+        mask=alive[:, None],
+        other=0.0,
+    )
+    value = tl.load(
+        v + batch * v_stride_b + kv_head * v_stride_h + token[:, None] * v_stride_t + dim[None, :],
+        mask=alive[:, None],
+        other=0.0,
+    )
+    q_lengths += batch * q_length_stride
+    d_key = tl.zeros([ROWS, D], tl.float32)
+    d_value = tl.zeros([ROWS, D], tl.float32)
+    for member in range(0, group):
+        head = kv_head * group + member
+        plane = batch * heads + head
+        line = plane * k_tiles + tile
+        front = tl.load(counts + line * 2)
+        back = tl.load(counts + line * 2 + 1)
+        list_start = items + line * capacity
+        queries = q + batch * q_stride_b + head * q_stride_h
+        grads = dout + batch * do_stride_b + head * do_stride_h
+        norms = lse + plane * q_total
+        inners = delta + plane * q_total
+        d_key, d_value = _key_walk(
+            d_key, d_value, key, value, queries, grads, norms, inners, list_start, 1, front,
+            q_tokens, q_facts, q_tiles, q_lengths, q_stride_t, do_stride_t, scale * LOG2E,
+            False, Q_LENGTHS, E, D, COLUMNS, PRECISION,
+        )  # fmt: skip
+        d_key, d_value = _key_walk(
+            d_key, d_value, key, value, queries, grads, norms, inners,
+            list_start + capacity - 1, -1, back,
+            q_tokens, q_facts, q_tiles, q_lengths, q_stride_t, do_stride_t, scale * LOG2E,
+            True, Q_LENGTHS, E, D, COLUMNS, PRECISION,
+        )  # fmt: skip
+
+    d_key *= scale
+    if HAS_COARSE:
+        pooled = ((batch * (heads // group) + kv_head) * k_tiles + tile) * D + dim
+        share = 1.0 / tl.maximum(valid, 1).to(tl.float32)
+        d_key += (tl.load(dkc + pooled) * share)[None, :]
+        d_value += (tl.load(dvc + pooled) * share)[None, :]
+    d_key = tl.where(alive[:, None], d_key, 0.0)
+    d_value = tl.where(alive[:, None], d_value, 0.0)
+    tl.store(
+        dk + batch * dk_stride_b + kv_head * dk_stride_h
+        + token[:, None] * dk_stride_t + dim[None, :],
+        d_key.to(dk.dtype.element_ty), mask=exists[:, None],
+    )  # fmt: skip
+    tl.store(
+        dv + batch * dv_stride_b + kv_head * dv_stride_h
+        + token[:, None] * dv_stride_t + dim[None, :],
+        d_value.to(dv.dtype.element_ty), mask=exists[:, None],
+    )  # fmt: skip
+
+
+@triton.jit
+def _query_walk(
+    dq, query, grad, norm2, inner, k, v, items, step_sign, count, k_tokens, k_facts, k_tiles,
+    k_lengths, k_stride_t, v_stride_t, scale2,
+    MASKED: tl.constexpr, K_LENGTHS: tl.constexpr,
+    E: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Adds what `count` listed key tiles give to a block of queries, COLUMNS keys a step."""
+    PARTS: tl.constexpr = E // COLUMNS
+    slot = tl.arange(0, COLUMNS)
+    dim = tl.arange(0, D)
+    last = tl.maximum(count * PARTS - 1, 0)
+    tile = tl.load(items, mask=count > 0, other=0).to(tl.int32)
+    token = tl.load(k_tokens + tile * E + slot)
+    for step in range(0, count * PARTS):
+        row = token.to(tl.int64)[:, None]
+        if MASKED:
+            valid = valid_tokens(k_facts, k_tiles, tile, k_lengths, True, K_LENGTHS)
+            alive = slot < valid - (step % PARTS) * COLUMNS
+            key = tl.load(
+                k + row * k_stride_t + dim[None, :], mask=alive[:, None], other=0.0
+            )
+            value = tl.load(
+                v + row * v_stride_t + dim[None, :], mask=alive[:, None], other=0.0
+            )
+        else:
+            key = tl.load(k + row * k_stride_t + dim[None, :])
+            value = tl.load(v + row * v_stride_t + dim[None, :])
+        following = tl.minimum(step + 1, last)
+        tile = tl.load(items + step_sign * (following // PARTS)).to(tl.int32)
+        token = tl.load(k_tokens + tile * E + (following % PARTS) * COLUMNS + slot)
+
+        score = tl.dot(query, tl.trans(key), input_precision=PRECISION)
+        d_weight = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
+        d_score = tl.exp2(score * scale2 - norm2[:, None]) * (d_weight - inner[:, None])
+        if MASKED:
+            d_score = tl.where(alive[None, :], d_score, 0.0)
+        dq = tl.dot(d_score.to(key.dtype), key, dq, input_precision=PRECISION)
+    return dq
+
+
+@triton.jit(
+    do_not_specialize=["heads", "group", "q_tiles", "k_tiles", "capacity", "q_total"]
+)  # fmt: skip
+def query_gradients_kernel(
+    q, k, v, dout, dq,  # [B, tokens, heads, D]
+    lse, delta,  # fp32 [B, H, Sq]
+    dqc,  # fp32 [B, H, Nq, D]
+    items, counts,  # lists of key tiles by query tile
+    q_tokens, k_tokens, q_facts, k_facts,
+    q_lengths, k_lengths, q_length_stride, k_length_stride,
+    q_stride_b, q_stride_t, q_stride_h,
+    k_stride_b, k_stride_t, k_stride_h,
+    v_stride_b, v_stride_t, v_stride_h,
+    do_stride_b, do_stride_t, do_stride_h,
+    dq_stride_b, dq_stride_t, dq_stride_h,
+    heads, group, q_tiles, k_tiles, capacity, q_total, scale,
+    HAS_COARSE: tl.constexpr, Q_LENGTHS: tl.constexpr, K_LENGTHS: tl.constexpr,
+    E: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One program ROWS queries of a tile: grid (Nq * E / ROWS, H, B)."""
+    PARTS: tl.constexpr = E // ROWS
+    block = tl.program_id(0)
+    head = tl.program_id(1)
+    batch = tl.program_id(2).to(tl.int64)
+    tile = block // PARTS
+    slot = (block % PARTS) * ROWS + tl.arange(0, ROWS)
+    dim = tl.arange(0, D)
+    kv_head = (head // group).to(tl.int64)
+    head = head.to(tl.int64)
+    plane = batch * heads + head
+    line = plane * q_tiles + tile
+
+    valid = valid_tokens(
+        q_facts, q_tiles, tile, q_lengths + batch * q_length_stride, True, Q_LENGTHS
+    )
+    exists = slot < tl.load(q_facts + tile)
+    alive = slot < valid
+    token = tl.load(q_tokens + tile * E + slot).to(tl.int64)
+    query = tl.load(
+        q + batch * q_stride_b + head * q_stride_h + token[:, None] * q_stride_t + dim[None, :],
+        mask=alive[:, None],
+        other=0.0,
+    )
+    grad = tl.load(
+        dout + batch * do_stride_b + head * do_stride_h
+        + token[:, None] * do_stride_t + dim[None, :],
+        mask=alive[:, None], other=0.0,
+    )  # fmt: skip
+    norm = tl.load(lse + plane * q_total + token, mask=alive, other=float("-inf"))
+    inner = tl.load(delta + plane * q_total + token, mask=alive, other=0.0)
+    k += batch * k_stride_b + kv_head * k_stride_h
+    v += batch * v_stride_b + kv_head * v_stride_h
+    k_lengths += batch * k_length_stride
+    front = tl.load(counts + line * 2)
+    back = tl.load(counts + line * 2 + 1)
+    items += line * capacity
+    acc = tl.zeros([ROWS, D], tl.float32)
+    acc = _query_walk(
+        acc, query, grad, norm * LOG2E, inner, k, v, items, 1, front, k_tokens, k_facts, k_tiles,
+        k_lengths, k_stride_t, v_stride_t, scale * LOG2E,
+        False, K_LENGTHS, E, D, COLUMNS, PRECISION,
+    )  # fmt: skip
+    acc = _query_walk(
+        acc, query, grad, norm * LOG2E, inner, k, v, items + capacity - 1, -1, back,
+        k_tokens, k_facts, k_tiles, k_lengths, k_stride_t, v_stride_t, scale * LOG2E,
+        True, K_LENGTHS, E, D, COLUMNS, PRECISION,
+    )  # fmt: skip
+    # Rows of lse = -inf met weights of 2^inf above; they have no fine gradient.
+    acc = tl.where((norm == float("-inf"))[:, None], 0.0, acc * scale)
+    if HAS_COARSE:
+        share = 1.0 / tl.maximum(valid, 1).to(tl.float32)
+        acc += (tl.load(dqc + line * D + dim) * share)[None, :]
+    acc = tl.where(alive[:, None], acc, 0.0)
+    tl.store(
+        dq + batch * dq_stride_b + head * dq_stride_h
+        + token[:, None] * dq_stride_t + dim[None, :],
+        acc.to(dq.dtype.element_ty), mask=exists[:, None],
+    )  # fmt: skip

@@ -1,0 +1,72 @@
+"""Bitmaps as lists of tiles, by query tile or by key tile, for kernels that walk them."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .tiles import valid_tokens
+
+
+@triton.jit(
+    do_not_specialize=[
+        "lines", "columns", "heads", "words", "capacity", "mask_stride_b", "mask_stride_h"
+    ]
+)  # fmt: skip
+def lists_kernel(
+    mask,  # int32 halves of the bitmap's words: [B, H, Nq, words]
+    items,  # uint16 or int32 [B, H, lines, capacity]
+    counts,  # int32 [B, H, lines, 2]
+    facts,  # of the tiles in the lists
+    lengths, length_stride,
+    whole,  # int8 [B, H, columns]: with BY_KEY, no row of the query tile needs care
+    mask_stride_b, mask_stride_h,  # in int32 words
+    lines, columns, heads, words, capacity,
+    BY_KEY: tl.constexpr,  # a line is a key tile and lists query tiles
+    LENGTHS: tl.constexpr, E: tl.constexpr,
+    LINES: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Line by line, whole tiles ascending from the front, the others (which need masks) ascending
+    from the back towards the front; empty tiles are left out. Grid (lines / LINES, H, B)."""
+    head = tl.program_id(1)
+    batch = tl.program_id(2).to(tl.int64)
+    line = tl.program_id(0) * LINES + tl.arange(0, LINES)
+    inside_line = line < lines
+    plane = batch * heads + head
+    mask += batch * mask_stride_b + head.to(tl.int64) * mask_stride_h
+    lengths += batch * length_stride
+    target = items + (plane * lines + line) * capacity
+
+    front = tl.zeros([LINES], tl.int32)
+    back = tl.zeros([LINES], tl.int32)
+    for start in range(0, columns, CHUNK):
+        tile = start + tl.arange(0, CHUNK)
+        inside = tile < columns
+        if BY_KEY:
+            word = tile.to(tl.int64)[None, :] * words + (line // 32)[:, None]
+            shift = (line % 32)[:, None]
+        else:
+            word = line.to(tl.int64)[:, None] * words + (tile // 32)[None, :]
+            shift = (tile % 32)[None, :]
+        present = inside_line[:, None] & inside[None, :]
+        bit = (tl.load(mask + word, mask=present, other=0) >> shift) & 1
+        valid = valid_tokens(facts, columns, tile, lengths, inside, LENGTHS)
+        easy = valid == E
+        if BY_KEY:
+            easy = easy & (tl.load(whole + plane * columns + tile, mask=inside, other=0) != 0)
+        ahead = bit * easy.to(tl.int32)[None, :]
+        behind = bit * ((valid > 0) & (easy == 0)).to(tl.int32)[None, :]
+        ahead_place = front[:, None] + tl.cumsum(ahead, 1) - 1
+        behind_place = capacity - back[:, None] - tl.cumsum(behind, 1)
+        place = tl.where(ahead != 0, ahead_place, behind_place)
+        values = tl.broadcast_to(tile[None, :], [LINES, CHUNK])
+        tl.store(
+            target[:, None] + place,
+            values.to(items.dtype.element_ty),
+            mask=(ahead + behind) != 0,
+        )
+        front += tl.sum(ahead, 1)
+        back += tl.sum(behind, 1)
+    count = counts + (plane * lines + line) * 2
+    tl.store(count, front, mask=inside_line)
+    tl.store(count + 1, back, mask=inside_line)

@@ -1,0 +1,63 @@
+"""Where tokens lie: device tables of a TileLayout, and how kernels read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..layout import TileLayout
+
+
+@dataclass(frozen=True)
+class Tables:
+    """A TileLayout on a device. Kernels know no boxes and no segments: a slot's token is looked up,
+    and what a tile holds is a number, so one kernel reads every layout in place."""
+
+    tokens: Tensor  # int32 [tiles, E]: the token in each slot; pads name token 0 and are never used
+    facts: Tensor  # int32 [4, tiles]: capacity, length column (-1: none), first slot in it, plain
+    tiles: int
+    slots: int  # E
+
+    def blocks(self, rows: int) -> int:
+        """Programs of `rows` slots each that make up all tiles."""
+        return self.tiles * self.slots // rows
+
+
+@lru_cache(maxsize=64)
+def tables_of(layout: TileLayout, device: torch.device) -> Tables:
+    """Made once for a layout and device; the copy is the only time the host touches them."""
+    tokens = layout.slot_tokens()
+    facts = torch.zeros(4, layout.tiles, dtype=torch.int32)
+    facts[0] = (tokens >= 0).sum(1)
+    facts[1] = -1
+    for part in layout.parts:
+        where = slice(part.first_tile, part.first_tile + part.tiles)
+        if layout.sequence.is_packed:
+            facts[1, where] = torch.arange(part.tiles)
+        elif part.plain:
+            facts[1, where] = part.plain_index
+            facts[2, where] = torch.arange(part.tiles) * layout.slots
+            facts[3, where] = 1
+    if layout.tiles == 0:  # kernels look one list entry ahead, even of an empty list
+        tokens = torch.zeros(1, layout.slots, dtype=torch.int64)
+    tokens = tokens.clamp_(min=0).to(torch.int32)
+    return Tables(tokens.to(device), facts.to(device), layout.tiles, layout.slots)
+
+
+@triton.jit
+def valid_tokens(facts, tiles, tile, lengths, inside, HAS_LENGTHS: tl.constexpr):
+    """n_j of `tile` (a scalar or a vector of tile indices; 0 where not `inside`). `lengths` is at
+    the batch entry's row of run-time lengths."""
+    capacity = tl.load(facts + tile, mask=inside, other=0)
+    if HAS_LENGTHS:
+        column = tl.load(facts + tiles + tile, mask=inside, other=-1)
+        first = tl.load(facts + 2 * tiles + tile, mask=inside, other=0)
+        length = tl.load(lengths + column, mask=column >= 0, other=0)
+        here = tl.minimum(tl.maximum(length - first, 0), capacity)
+        capacity = tl.where(column >= 0, here, capacity)
+    return capacity

@@ -1,0 +1,151 @@
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/ptx/mbarrier.cuh"
+#include "cuda/sm90/attend_config.hpp"
+#include "cuda/sm90/attend_parameters.hpp"
+#include "cuda/sm90/attend_plan.cuh"
+
+namespace vidsparse::cuda::sm90 {
+
+/// The planner warp: reads bitmaps and the fragment table, and writes the loaders' orders.
+template <class T, class Config>
+class Planner {
+ public:
+  __device__ Planner(const AttendParameters<T>& parameters, char* shared, std::uint32_t address)
+      : p_(parameters),
+        orders_(reinterpret_cast<Order*>(shared + Config::kOrderRing)),
+        read_(reinterpret_cast<std::uint32_t*>(shared + Config::kRead)),
+        address_(address),
+        plan_(shared, lane_) {}
+
+  __device__ void run() {
+    int wave = 0;
+    for (int index = blockIdx.x; index < p_.items; index += gridDim.x, ++wave) {
+      if (wave >= 2) {
+        ptx::mbarrier_wait(address_ + Config::kCredit + 8 * (wave & 1), (wave / 2 + 1) & 1);
+      }
+      walk(Item::of(index, p_, Config::kConsumers), wave);
+      single({.command = Command::kEnd, .word = pace_word((wave + 1) * p_.pace_steps)});
+    }
+    single({.word = Order::kStop});
+  }
+
+ private:
+  __device__ void walk(const Item& item, int wave) {
+    const int rows = min(Config::kConsumers, p_.query_fragments - item.first_fragment);
+    const std::uint32_t* mask = p_.mask + item.batch * p_.mask_batch + item.head * p_.mask_head;
+    const KeyFragment* table = p_.table + item.batch * p_.table_batch;
+    std::int64_t row_starts[Config::kConsumers];
+#pragma unroll
+    for (int c = 0; c < Config::kConsumers; ++c) {
+      row_starts[c] = p_.fragments_per_tile.quotient(item.first_fragment + c) * p_.mask_row;
+    }
+    // Who wants a key fragment, as bits.
+    const auto users_of = [&](int key) {
+      std::uint32_t users = 0;
+      if (key >= p_.key_fragments) return users;
+      const int tile = p_.fragments_per_tile.quotient(key);
+#pragma unroll
+      for (int c = 0; c < Config::kConsumers; ++c) {
+        if (c < rows) users |= (__ldg(mask + row_starts[c] + (tile >> 5)) >> (tile & 31) & 1) << c;
+      }
+      return users;
+    };
+    const auto valid_of = [&](std::uint32_t users, int key) {
+      return users == 0 ? make_uint2(0, 0)
+                        : __ldg(reinterpret_cast<const uint2*>(&table[key].valid));
+    };
+    const int column_k = p_.k.column(item.batch, item.head / p_.group);
+    const int column_v = p_.v.column(item.batch, item.head / p_.group);
+    plan_.restart(rows);
+    // Both reads run ahead of their use.
+    std::uint32_t users = users_of(lane_);
+    uint2 valid = valid_of(users, lane_);
+    std::uint32_t later_users = users_of(lane_ + 32);
+    for (int base = 0; base < p_.key_fragments; base += 32) {
+      const int key = base + lane_;
+      const std::uint32_t wanted = (valid.x | valid.y) != 0 ? users : 0;
+      const bool whole = (valid.x & valid.y) == ~0U;
+      users = later_users;
+      valid = valid_of(users, key + 32);
+      later_users = users_of(key + 64);
+#ifdef EXP_ASC
+      emit(wanted != 0, static_cast<std::uint32_t>(key) | (whole ? 0 : Command::kPartial), wanted | pace_word(wave * p_.pace_steps + (p_.pace_fragments > 0 ? base / p_.pace_fragments + 1 : 0)), table, column_k, column_v);
+      continue;
+#endif
+      plan_.add(wanted, static_cast<std::uint32_t>(key) | (whole ? 0 : Command::kPartial));
+      const int steps = p_.pace_fragments > 0 ? base / p_.pace_fragments + 1 : 0;
+      const std::uint32_t pace = pace_word(wave * p_.pace_steps + steps);
+      plan_.take(base + 32 >= p_.key_fragments,
+                 [&](bool ripe, std::uint32_t command, std::uint32_t whom) {
+                   emit(ripe, command, whom | pace, table, column_k, column_v);
+                 });
+    }
+  }
+
+  __device__ std::uint32_t pace_word(int steps) const {
+    return p_.pace_fragments > 0 ? static_cast<std::uint32_t>(steps) << 4 : 0;
+  }
+
+  /// Writes the orders of the lanes that have one, one after the other.
+  __device__ void emit(bool ripe, std::uint32_t command, std::uint32_t word,
+                       const KeyFragment* table, int column_k, int column_v) {
+    const std::uint32_t all = __ballot_sync(~0U, ripe);
+    if (all == 0) return;
+    uint2 at = make_uint2(0, 0);
+    if (ripe) at = __ldg(reinterpret_cast<const uint2*>(table + Command::fragment(command)));
+    wait_for_room(__popc(all));
+    if (ripe) {
+      const std::uint32_t load = loads_ + __popc(all & ((1U << lane_) - 1));
+      const std::uint32_t number = written_ + __popc(all & ((1U << lane_) - 1));
+      command |= Command::pack(load % Config::kKeySlots, load / Config::kKeySlots & 1,
+                               load % Config::kValueSlots, load / Config::kValueSlots & 1);
+      write(number, {.w = static_cast<std::int32_t>(at.x),
+                     .h = KeyFragment::height(at.y),
+                     .t = KeyFragment::frame(at.y),
+                     .segment = KeyFragment::segment(at.y),
+                     .column_k = column_k,
+                     .column_v = column_v,
+                     .command = command,
+                     .word = word});
+    }
+    loads_ += __popc(all);
+    written_ += __popc(all);
+  }
+
+  __device__ void single(const Order& order) {
+    wait_for_room(1);
+    if (lane_ == 0) write(written_, order);
+    ++written_;
+  }
+
+  __device__ void write(std::uint32_t number, const Order& order) {
+    volatile Order* to = orders_ + number % Config::kOrders;
+    // The word last: its lap tells that the rest is there.
+    to->w = order.w, to->h = order.h, to->t = order.t, to->segment = order.segment;
+    to->column_k = order.column_k, to->column_v = order.column_v, to->command = order.command;
+    to->word = order.word | Command::lap(number, Config::kOrders);
+  }
+
+  __device__ void wait_for_room(std::uint32_t count) const {
+    const volatile std::uint32_t* read = read_;
+    while (static_cast<std::int32_t>(written_ + count - Config::kOrders - read[0]) > 0 ||
+           static_cast<std::int32_t>(written_ + count - Config::kOrders - read[1]) > 0) {
+      __nanosleep(100);
+    }
+    __syncwarp();
+  }
+
+  const AttendParameters<T>& p_;
+  int lane_ = static_cast<int>(threadIdx.x) % 32;
+  Order* orders_;
+  const std::uint32_t* read_;
+  std::uint32_t address_;
+  Plan<Config> plan_;
+  std::uint32_t loads_ = 0;    // fragments so far
+  std::uint32_t written_ = 0;  // orders so far
+};
+
+}  // namespace vidsparse::cuda::sm90

@@ -1,0 +1,65 @@
+"""Triton as a row of the backend list: forced by name through the public functions, or refused."""
+
+import judging
+import pytest
+import torch
+import transcription
+from triton_support import DEVICE, GPU
+
+import vidsparse
+from vidsparse import Plain, Sequence, Video, masks
+from vidsparse.backends import Problem, choose
+from vidsparse.triton import backend
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    if not GPU:
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+def problem(head_dim=64, dtype=torch.float16):
+    sequence = Sequence(Plain(5), Video(3, 5, 8))
+    return Problem(sequence, sequence, (4, 4, 4), 1, 2, 1, head_dim, dtype)
+
+
+def test_public_functions():
+    sequence = Sequence(Plain(5), Video(3, 5, 8))
+    q, gate = (torch.randn(1, 125, 2, 64, device=DEVICE).half() for _ in range(2))
+    k, v = (torch.randn(1, 125, 1, 64, device=DEVICE).half() for _ in range(2))
+    leaves = [x.requires_grad_() for x in (q, k, v, gate)]
+    tiles, _ = transcription.tiles_of_segments([5, (3, 5, 8)], (4, 4, 4))
+    common = dict(query=sequence, key=sequence, backend="triton", return_lse=True)
+    _, _, mask = vidsparse.video_sparse_attention(
+        q, k, v, gate=gate, top_k=2, return_selection=True, **common
+    )
+    selected = masks.to_bool(mask, len(tiles))
+
+    def op(q, k, v, gate):
+        return vidsparse.video_sparse_attention(q, k, v, gate=gate, top_k=2, **common)
+
+    judging.check_call(*leaves, 64**-0.5, tiles, tiles, selected, op)
+
+    def alone(q, k, v, gate):
+        return vidsparse.block_sparse_attention(q, k, v, selected, **common)
+
+    judging.check_call(*leaves[:3], None, 64**-0.5, tiles, tiles, selected, alone)
+
+
+@pytest.mark.parametrize(
+    "what, change",
+    [("head_dim", {"head_dim": 96}), ("dtype", {"dtype": torch.float64})],
+)
+def test_refusals_name_the_reason(what, change):
+    verdict = backend().can_run(problem(**change), DEVICE)
+    assert not verdict.ok and what in verdict.reason
+    with pytest.raises(vidsparse.UnsupportedError, match=f"triton: {what}"):
+        choose(problem(**change), DEVICE, "triton")
+
+
+@pytest.mark.skipif(GPU, reason="is about machines without a GPU")
+def test_a_processor_runs_it_only_interpreted(monkeypatch):
+    assert backend().can_run(problem(), DEVICE).ok
+    assert "bfloat16" in backend().can_run(problem(dtype=torch.bfloat16), DEVICE).reason
+    monkeypatch.delenv("TRITON_INTERPRET")
+    assert "TRITON_INTERPRET" in backend().can_run(problem(), DEVICE).reason
