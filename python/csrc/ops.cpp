@@ -58,8 +58,8 @@ std::string list_cpu_isas() {
   return translated([] { return lines(cpu_isas()); });
 }
 
-// The oldest driver that runs the CUDA kernels, "" where none were built: drivers run the kernels of
-// every toolkit of their own major version or an older one.
+// The oldest driver that runs the CUDA kernels, "" where none were built: drivers run the kernels
+// of every toolkit of their own major version or an older one.
 std::string driver_floor() {
 #ifdef VIDSPARSE_CUDA_MAJOR
   return VIDSPARSE_CUDA_MAJOR >= 13 ? "580" : "525";

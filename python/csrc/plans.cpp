@@ -87,19 +87,18 @@ std::shared_ptr<const Plan> find_plan(std::int64_t handle) {
 
 ParallelFor torch_threads() {
   const auto threads = static_cast<std::int64_t>(torch::stable::get_num_threads());
-  return ParallelFor(static_cast<int>(threads),
-                     [threads](std::int64_t count, const ParallelFor::Task& task) {
-                       std::atomic<std::int64_t> next{0};
-                       torch::stable::parallel_for(0, std::min(threads, count), 1,
-                                                   [&](std::int64_t begin, std::int64_t end) {
-                                                     for (; begin < end; ++begin) {
-                                                       for (std::int64_t i = next++; i < count;
-                                                            i = next++) {
-                                                         task(i);
-                                                       }
-                                                     }
-                                                   });
-                     });
+  return ParallelFor(
+      static_cast<int>(threads), [threads](std::int64_t count, const ParallelFor::Task& task) {
+        std::atomic<std::int64_t> next{0};
+        torch::stable::parallel_for(0, std::min(threads, count), 1,
+                                    [&](std::int64_t begin, std::int64_t end) {
+                                      for (; begin < end; ++begin) {
+                                        for (std::int64_t i = next++; i < count; i = next++) {
+                                          task(i);
+                                        }
+                                      }
+                                    });
+      });
 }
 
 }  // namespace vidsparse::torch_ops

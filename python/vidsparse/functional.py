@@ -266,7 +266,7 @@ def _autocast(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Gate]:
     """In autocast's dtype, where it is on."""
     device = q.device.type
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return q, k, v, gate
     dtype = torch.get_autocast_dtype(device)
     return tuple(

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
@@ -310,7 +311,7 @@ def forward(
         x is not None and x.requires_grad for x in (q, k, v, gate)
     )
     if is_plain(q, k, v, gate):
-        if keep:
+        if keep or forward_ad._current_level >= 0:  # it refuses forward-mode derivatives
             return _Forward.apply(q, k, v, gate, options)
         return run_forward(q, k, v, gate, options, keep)[:3]
     return torch.ops.vidsparse.forward(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -108,9 +109,16 @@ def test_another_model_is_refused():
 
 def test_compiled_transformer():
     transformer, call = model(), inputs()
-    enable(transformer, sparsity=0.5)
+    handle = enable(transformer, sparsity=0.5)
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(transformer, backend="aot_eager", fullgraph=True)
+    seen = []
     with torch.no_grad():
-        (eager,) = transformer(**call)
-        compiled = torch.compile(transformer, backend="aot_eager", fullgraph=True)
-        (out,) = compiled(**call)
-    torch.testing.assert_close(out, eager, atol=1e-4, rtol=1e-4)
+        for sparsity in (0.5, 0.6, 0.7, 0.8):
+            handle.sparsity = sparsity
+            (eager,) = transformer(**call)
+            (out,) = compiled(**call)
+            torch.testing.assert_close(out, eager, atol=1e-4, rtol=1e-4)
+            seen.append(counters["stats"]["unique_graphs"])
+    assert seen == [1, 2, 2, 2]

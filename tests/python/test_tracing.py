@@ -184,6 +184,35 @@ def test_second_derivatives_are_refused():
         dq.sum().backward()
 
 
+def test_forward_mode_derivatives_are_refused():
+    q, k, v, _ = (x.detach() for x in tensors())
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(q, q)
+        with pytest.raises(RuntimeError, match="jvp"):
+            vidsparse.video_sparse_attention(dual, k, v, grid=GRID, top_k=1)
+
+
+def test_function_transforms_are_refused():
+    def total(q):
+        return vidsparse.video_sparse_attention(q, q, q, grid=GRID, top_k=1).sum()
+
+    q = tensors(count=1)[0].detach()
+    with pytest.raises(RuntimeError):
+        torch.func.grad(total)(q)
+    with pytest.raises(RuntimeError):
+        torch.vmap(total)(q[None])
+
+
+def test_export():
+    class Layer(torch.nn.Module):
+        def forward(self, q, k, v, gate):
+            return layer(q, k, v, gate, 0.5)[0]
+
+    inputs = tuple(x.detach() for x in tensors())
+    exported = torch.export.export(Layer(), inputs).module()
+    torch.testing.assert_close(exported(*inputs), Layer()(*inputs))
+
+
 def test_autocast(device):
     q, k, v, gate = tensors(device)
     if not can_backward(device):
