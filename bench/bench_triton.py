@@ -66,9 +66,7 @@ class Peer:
 
     def attend_backward(self) -> None:
         q, k, v, dout = self.tiled
-        block_sparse_attn_backward_triton(
-            dout, q, k, v, *self.result, *self.lists, self.sizes
-        )
+        block_sparse_attn_backward_triton(dout, q, k, v, *self.result, *self.lists, self.sizes)
 
     def layer(self, q, k, v, gate) -> torch.Tensor:
         """Raster in, raster out."""
@@ -105,7 +103,8 @@ def measure(name: str, options: argparse.Namespace) -> dict:
     case.attend_backward()
     check.attend_backward()
     record = {"problem": name, "tokens": case.tokens, "heads": case.heads, "tiles": case.tiles,
-              "pairs": case.pairs, "sparsity": case.sparsity, "error_over_plain": check.worst}  # fmt: skip
+              "pairs": case.pairs, "sparsity": case.sparsity,
+              "error_over_plain": check.worst}  # fmt: skip
     print(name, {what: round(ratio, 2) for what, ratio in check.worst.items()}, flush=True)
 
     calls = {"attend ours": case.attend}
@@ -124,7 +123,9 @@ def measure(name: str, options: argparse.Namespace) -> dict:
         layer["layer peer"] = lambda: peer.layer(case.q, case.k, case.v, case.gate)
     if options.dense:
         heads_first = [x.transpose(1, 2) for x in (case.q, case.k, case.v)]
-        calls["dense torch"] = lambda: torch.nn.functional.scaled_dot_product_attention(*heads_first)
+        calls["dense torch"] = lambda: torch.nn.functional.scaled_dot_product_attention(
+            *heads_first
+        )
 
     record["forward_ms"] = in_turns(calls, options.rounds, options.rep)
     record["layer_forward_ms"] = in_turns(layer, options.rounds, options.rep)

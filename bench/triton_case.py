@@ -12,10 +12,10 @@ import triton
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "python"))
 
-from vidsparse.backends import Lengths, Problem, Selection  # noqa: E402
-from vidsparse.layout import mask_words, top_k_of  # noqa: E402
-from vidsparse.sequence import Sequence  # noqa: E402
-from vidsparse.triton.kernels import TritonKernels  # noqa: E402
+from vidsparse.backends import Lengths, Problem, Selection
+from vidsparse.layout import mask_words, top_k_of
+from vidsparse.sequence import Sequence
+from vidsparse.triton.kernels import TritonKernels
 
 DIM = 128
 TILE = (4, 4, 4)
@@ -30,8 +30,8 @@ PROBLEMS = {  # name -> heads, grid, Plain segments before it
 
 
 class Case:
-    """q, k, v, gate, dout [1, tokens, heads, 128] on the GPU, and the mask [1, heads, N, words] that
-    our select keeps at `sparsity`."""
+    """q, k, v, gate, dout [1, tokens, heads, 128] on the GPU, and the mask [1, heads, N, words] of
+    what our select keeps at `sparsity`."""
 
     def __init__(self, name: str, sparsity: float, device: str = "cuda", dtype=torch.bfloat16):
         heads, grid, prefix = PROBLEMS[name]

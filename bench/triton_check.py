@@ -30,6 +30,9 @@ class Check:
         slots = self.slots[tiles].flatten()
         return slots[slots >= 0]
 
+    def _named(self, tiles: Tensor) -> Tensor:
+        return self._tokens(tiles.nonzero().flatten())
+
     def _rows(self, x: Tensor, tokens: Tensor, head: int) -> Tensor:
         return x[0, tokens, head].double()
 
@@ -45,7 +48,7 @@ class Check:
         case = self.case
         for head, tile in self.places:
             rows = self._tokens(torch.tensor([tile], device=self.slots.device))
-            keys = self._tokens(case.map[0, head, tile].nonzero().flatten())
+            keys = self._named(case.map[0, head, tile])
             q, k, v = (
                 self._rows(x, t, head) for x, t in ((case.q, rows), (case.k, keys), (case.v, keys))
             )
@@ -64,12 +67,12 @@ class Check:
         dq, dk, dv, _ = case.gradients
         for head, tile in self.places:
             one = torch.tensor([tile], device=self.slots.device)
-            rows, keys = self._tokens(one), self._tokens(case.map[0, head, tile].nonzero().flatten())
+            rows, keys = self._tokens(one), self._named(case.map[0, head, tile])
             d_score, weight, plain_score, _ = self._pairs(head, rows, keys)
             k = self._rows(case.k, keys, head)
             self._judge("dq", dq[0, rows, head], d_score @ k * case.scale,
                         _plain(plain_score @ k * case.scale, dtype))  # fmt: skip
-            keys, rows = self._tokens(one), self._tokens(case.map[0, head, :, tile].nonzero().flatten())
+            keys, rows = self._tokens(one), self._named(case.map[0, head, :, tile])
             if len(rows) == 0:
                 continue
             d_score, weight, plain_score, plain_weight = self._pairs(head, rows, keys)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import json
 import pathlib
 
@@ -20,14 +19,47 @@ from triton_case import Case, in_turns
 from vidsparse.backends import Lengths, Selection
 from vidsparse.triton.config import Shape
 
-WARPS = (4, 8)
-CANDIDATES = {  # kernel -> warps, stages, rows, columns, stages of masked loops
-    "attend": (WARPS, (2, 3, 4), (64,), (64,), (None,)),
-    "key_gradients": (WARPS, (1, 2), (64,), (32, 64), (None,)),
-    "query_gradients": (WARPS, (1, 2, 3), (64,), (64,), (None,)),
-    "select": (WARPS, (1,), (16, 32), (32, 64), (None,)),
-    "coarse": (WARPS, (1,), (16, 32), (64,), (None,)),
+CANDIDATES = {
+    "attend": [
+        Shape(4, 3),
+        Shape(4, 3, columns=32),
+        Shape(4, 3, columns=32, registers=168),
+        Shape(4, 2, columns=32, registers=168),
+        Shape(4, 2, columns=32, registers=128),
+    ],
+    "key_gradients": [
+        Shape(4, 2),
+        Shape(4, 2, columns=32),
+        Shape(4, 3, columns=32),
+        Shape(4, 3, columns=16),
+        Shape(8, 2),
+    ],
+    "query_gradients": [
+        Shape(4, 2),
+        Shape(4, 2, columns=32, registers=168),
+        Shape(4, 3, columns=32, registers=168),
+        Shape(4, 1, columns=32, registers=168),
+    ],
+    "select": [
+        Shape(4, 1, 32),
+        Shape(4, 2, 32),
+        Shape(4, 1, 32, search=8192),
+        Shape(8, 1, 32, search=16384),
+        Shape(8, 1, 16, search=16384),
+    ],
+    "coarse": [Shape(4, 1, 32), Shape(4, 2, 32), Shape(4, 1, 16)],
 }
+
+
+def name_of(shape: Shape) -> str:
+    """What differs from the defaults."""
+    return str(
+        {
+            field.name: getattr(shape, field.name)
+            for field in dataclasses.fields(Shape)
+            if getattr(shape, field.name) != field.default
+        }
+    )
 
 
 def stage_of(case: Case, kernel: str):
@@ -60,12 +92,14 @@ def main() -> None:
     options = parser.parse_args()
     case = Case(options.problem, options.sparsity)
     table = case.kernels.config
+    print(
+        case.name, options.sparsity, "sparse,", case.pairs, "pairs,", torch.cuda.get_device_name()
+    )
     records = []
     for kernel in options.kernels.split(","):
         stage = stage_of(case, kernel)
         calls = {}
-        for sizes in itertools.product(*CANDIDATES[kernel]):
-            shape = Shape(*sizes)
+        for shape in CANDIDATES[kernel]:
 
             def call(shape=shape, kernel=kernel, stage=stage):
                 case.kernels.config = dataclasses.replace(table, **{kernel: shape})
@@ -77,10 +111,10 @@ def main() -> None:
             except Exception as failure:  # too much shared memory is a fact about the candidate
                 print(f"{kernel:16} {shape}: {str(failure).strip().splitlines()[-1][:80]}")
                 continue
-            calls[" ".join(map(str, sizes))] = call
+            calls[name_of(shape)] = call
         for name, time in sorted(in_turns(calls, options.rounds, options.rep).items(),
                                  key=lambda item: item[1]):  # fmt: skip
-            print(f"{kernel:16} {name:20} {time:8.3f} ms", flush=True)
+            print(f"{kernel:16} {time:8.3f} ms  {name}", flush=True)
             records.append({"kernel": kernel, "shape": name, "milliseconds": time})
         case.kernels.config = table
     if options.json:

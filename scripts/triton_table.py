@@ -24,15 +24,15 @@ from triton.compiler import ASTSource
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "python"))
 
-from vidsparse.triton.attend import attend_kernel  # noqa: E402
-from vidsparse.triton.coarse import coarse_backward_kernel  # noqa: E402
-from vidsparse.triton.config import Config, Shape, config_for  # noqa: E402
-from vidsparse.triton.gradients import key_gradients_kernel, query_gradients_kernel  # noqa: E402
-from vidsparse.triton.kernels import PLAIN_WARPS, search_shape  # noqa: E402
-from vidsparse.triton.lists import lists_kernel  # noqa: E402
-from vidsparse.triton.pool import pool_kernel  # noqa: E402
-from vidsparse.triton.prepare import prepare_kernel  # noqa: E402
-from vidsparse.triton.select import select_kernel  # noqa: E402
+from vidsparse.triton.attend import attend_kernel
+from vidsparse.triton.coarse import coarse_backward_kernel
+from vidsparse.triton.config import Config, Shape, config_for
+from vidsparse.triton.gradients import key_gradients_kernel, query_gradients_kernel
+from vidsparse.triton.kernels import PLAIN_WARPS, search_shape
+from vidsparse.triton.lists import lists_kernel
+from vidsparse.triton.pool import pool_kernel
+from vidsparse.triton.prepare import prepare_kernel
+from vidsparse.triton.select import select_kernel
 
 SHARED = 1024
 TARGETS = {  # name -> target, bytes of shared memory a block may have
@@ -64,27 +64,28 @@ def kernels(config: Config, dim: int):
                 "ROWS": shape.rows, "COLUMNS": shape.columns}  # fmt: skip
 
     pooled = {"D": dim, "PRECISION": config.coarse_precision}
-    rows, chunk = search_shape(TILES, config.coarse.rows)
+    rows, chunk = search_shape(TILES, config.select)
     plain = Shape(PLAIN_WARPS, 3)
     return [
         ("pool", pool_kernel, plain,
          {**lengths, "HAS_Q": True, "HAS_K": True, "HAS_V": True, "E": 64, "D": dim}),
         ("select", select_kernel, config.select,
          {**pooled, "HAS_COARSE": True, "HAS_ALWAYS": True, "K_LENGTHS": True,
-          "BM": config.select.rows, "BN": config.select.columns, "ROWS": rows, "CHUNK": chunk, "WHOLE": True}),
+          "BM": config.select.rows, "BN": config.select.columns,
+          "ROWS": rows, "CHUNK": chunk, "WHOLE": True}),
         ("lists", lists_kernel, plain,
          {"BY_KEY": True, "LENGTHS": True, "E": 64, "LINES": 32, "CHUNK": 128}),
         ("attend", attend_kernel, config.attend,
-         {**walk(config.attend), "NEGATIVE": False, "GATE": 2, "HAS_LSE": True,
+         {**walk(config.attend), "NEGATIVE": False, "SAME_STRIDE": True, "GATE": 2, "HAS_LSE": True,
           "MASKED_STAGES": config.attend.masked_stages or config.attend.stages}),
         ("prepare", prepare_kernel, plain,
          {"GATE": 2, "HAS_DGATE": True, "HAS_DLSE": True, "Q_LENGTHS": True, "E": 64, "D": dim}),
         ("coarse_backward", coarse_backward_kernel, config.coarse,
          {**pooled, **lengths, "BLOCK": config.coarse.rows}),
         ("key_gradients", key_gradients_kernel, config.key_gradients,
-         {**walk(config.key_gradients), "HAS_COARSE": True}),
+         {**walk(config.key_gradients), "SAME_STRIDE": True, "HAS_COARSE": True}),
         ("query_gradients", query_gradients_kernel, config.query_gradients,
-         {**walk(config.query_gradients), "HAS_COARSE": True}),
+         {**walk(config.query_gradients), "SAME_STRIDE": True, "HAS_COARSE": True}),
     ]  # fmt: skip
 
 
@@ -145,7 +146,7 @@ def measure(target_name: str, dtype: str, dim: int) -> list[dict]:
             compiled = triton.compile(
                 source_of(function, constants, dtype),
                 target=target,
-                options={"num_warps": shape.warps, "num_stages": shape.stages},
+                options=shape.options,
             )
             row["registers"], row["spilled"] = usage(compiled)
             row["shared"] = compiled.metadata.shared

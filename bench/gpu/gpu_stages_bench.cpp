@@ -215,6 +215,9 @@ class Bench {
     select.vc = pooled(vc_);
     select.oc = pooled(oc_);
     time("select with coarse output", 0, 2 * scores, calling(&Plan::select, select));
+    // Attention runs on their results, measured or not.
+    calling(&Plan::pool, pool)();
+    calling(&Plan::select, select)();
     AttendArgs attend;
     attend.q = tokens(q_);
     attend.k = tokens(k_);

@@ -114,6 +114,26 @@ Gate gate_of(const vidsparse_gate& gate) {
   return {view_of(gate.tensor, "gate.tensor")};
 }
 
+/// What every call that attends reads.
+template <class Args, class Given>
+void read_inputs(const Given& given, Args& args) {
+  args.q = view_of(given.q, "q");
+  args.k = view_of(given.k, "k");
+  args.v = view_of(given.v, "v");
+  args.lengths = lengths_of(given.lengths);
+  args.scale = scale_of(given.scale);
+  args.gate = gate_of(given.gate);
+}
+
+/// What a call writes of the coarse branch.
+template <class Args, class Given>
+void read_coarse_outputs(const Given& given, Args& args) {
+  args.mask = ref_of(given.mask);
+  args.oc = ref_of(given.oc, "oc");
+  args.coarse_max = ref_of(given.coarse_max, "coarse_max");
+  args.coarse_sum = ref_of(given.coarse_sum, "coarse_sum");
+}
+
 }  // namespace
 
 TensorView view_of(const vidsparse_tensor& tensor, const char* name) {
@@ -214,23 +234,15 @@ SelectArgs args_of(const vidsparse_select_args* args) {
   result.lengths = lengths_of(given.lengths);
   result.selection = selection_of(given.selection);
   result.scale = scale_of(given.scale);
-  result.mask = ref_of(given.mask);
-  result.oc = ref_of(given.oc, "oc");
-  result.coarse_max = ref_of(given.coarse_max, "coarse_max");
-  result.coarse_sum = ref_of(given.coarse_sum, "coarse_sum");
+  read_coarse_outputs(given, result);
   return result;
 }
 
 AttendArgs args_of(const vidsparse_attend_args* args) {
   const vidsparse_attend_args given = read_struct(args, "args", vidsparse_attend_args_init());
   AttendArgs result;
-  result.q = view_of(given.q, "q");
-  result.k = view_of(given.k, "k");
-  result.v = view_of(given.v, "v");
-  result.lengths = lengths_of(given.lengths);
-  result.scale = scale_of(given.scale);
+  read_inputs(given, result);
   result.mask = view_of(given.mask);
-  result.gate = gate_of(given.gate);
   result.oc = view_of(given.oc, "oc");
   result.out = ref_of(given.out, "out");
   result.lse = ref_of(given.lse, "lse");
@@ -240,32 +252,19 @@ AttendArgs args_of(const vidsparse_attend_args* args) {
 ForwardArgs args_of(const vidsparse_forward_args* args) {
   const vidsparse_forward_args given = read_struct(args, "args", vidsparse_forward_args_init());
   ForwardArgs result;
-  result.q = view_of(given.q, "q");
-  result.k = view_of(given.k, "k");
-  result.v = view_of(given.v, "v");
-  result.lengths = lengths_of(given.lengths);
+  read_inputs(given, result);
   result.selection = selection_of(given.selection);
-  result.scale = scale_of(given.scale);
-  result.gate = gate_of(given.gate);
   result.out = ref_of(given.out, "out");
   result.lse = ref_of(given.lse, "lse");
-  result.mask = ref_of(given.mask);
-  result.oc = ref_of(given.oc, "oc");
-  result.coarse_max = ref_of(given.coarse_max, "coarse_max");
-  result.coarse_sum = ref_of(given.coarse_sum, "coarse_sum");
+  read_coarse_outputs(given, result);
   return result;
 }
 
 BackwardArgs args_of(const vidsparse_backward_args* args) {
   const vidsparse_backward_args given = read_struct(args, "args", vidsparse_backward_args_init());
   BackwardArgs result;
-  result.q = view_of(given.q, "q");
-  result.k = view_of(given.k, "k");
-  result.v = view_of(given.v, "v");
-  result.lengths = lengths_of(given.lengths);
-  result.scale = scale_of(given.scale);
+  read_inputs(given, result);
   result.mask = view_of(given.mask);
-  result.gate = gate_of(given.gate);
   result.out = view_of(given.out, "out");
   result.lse = view_of(given.lse, "lse");
   result.oc = view_of(given.oc, "oc");

@@ -64,6 +64,15 @@ class Checker {
     }
   }
 
+  void written_query_tokens(const char* name, const TensorView& tensor) const {
+    query_tokens(name, tensor);
+    written(name, tensor);
+  }
+  void written_key_tokens(const char* name, const TensorView& tensor) const {
+    key_tokens(name, tensor);
+    written(name, tensor);
+  }
+
   void absent(const char* name, const TensorView& tensor, const char* when) const {
     if (tensor) refuse(name, std::string("no tensor ") + when, to_string(tensor));
   }
@@ -107,6 +116,40 @@ class Checker {
     if (selection.always) mask("always", selection.always);
   }
 
+  /// What every call that attends reads.
+  template <class Args>
+  void inputs(const Args& args) const {
+    query_tokens("q", args.q);
+    key_tokens("k", args.k);
+    key_tokens("v", args.v);
+    lengths(args.lengths);
+    scale(args.scale);
+    gate(args.gate);
+  }
+  /// What every forward call writes.
+  template <class Args>
+  void outputs(const Args& args) const {
+    written_query_tokens("out", args.out);
+    if (!args.lse) return;
+    token_rows("lse", args.lse);
+    written("lse", args.lse);
+  }
+
+  void written_oc(const TensorView& oc) const {
+    query_pooled("oc", oc);
+    written("oc", oc);
+  }
+  template <class Args>
+  void coarse_rows(const Args& args) const {
+    if (args.coarse_max) tile_rows("coarse_max", args.coarse_max);
+    if (args.coarse_sum) tile_rows("coarse_sum", args.coarse_sum);
+  }
+  template <class Args>
+  void no_coarse_rows(const Args& args, const char* when) const {
+    absent("coarse_max", args.coarse_max, when);
+    absent("coarse_sum", args.coarse_sum, when);
+  }
+
  private:
   void require(const char* name, const TensorView& tensor, DType dtype, int rank,
                Sides shape) const {
@@ -141,13 +184,6 @@ class Checker {
   const TileLayout& key_;
   DType accumulator_;
 };
-
-void check_oc(const Checker& checker, const TensorView& oc, const TensorView& coarse_max,
-              const TensorView& coarse_sum) {
-  checker.query_pooled("oc", oc);
-  checker.tile_rows("coarse_max", coarse_max);
-  checker.tile_rows("coarse_sum", coarse_sum);
-}
 
 }  // namespace
 
@@ -207,101 +243,61 @@ void check(const Setting& setting, const SelectArgs& args) {
   checker.selection(args.selection);
   checker.scale(args.scale);
   checker.written_mask("mask", args.mask);
-  if (args.oc) {
-    checker.key_pooled("vc", args.vc);
-    checker.query_pooled("oc", args.oc);
-    checker.written("oc", args.oc);
-    if (args.coarse_max) checker.tile_rows("coarse_max", args.coarse_max);
-    if (args.coarse_sum) checker.tile_rows("coarse_sum", args.coarse_sum);
-  } else {
-    checker.absent("coarse_max", args.coarse_max, "without oc");
-    checker.absent("coarse_sum", args.coarse_sum, "without oc");
-  }
+  if (!args.oc) return checker.no_coarse_rows(args, "without oc");
+  checker.key_pooled("vc", args.vc);
+  checker.written_oc(args.oc);
+  checker.coarse_rows(args);
 }
 
 void check(const Setting& setting, const AttendArgs& args) {
   const Checker checker(setting);
-  checker.query_tokens("q", args.q);
-  checker.key_tokens("k", args.k);
-  checker.key_tokens("v", args.v);
-  checker.lengths(args.lengths);
-  checker.scale(args.scale);
+  checker.inputs(args);
   checker.mask("mask", args.mask);
-  checker.gate(args.gate);
   if (args.gate.is_none()) {
     checker.absent("oc", args.oc, "without a gate");
   } else {
     checker.query_pooled("oc", args.oc);
   }
-  checker.query_tokens("out", args.out);
-  checker.written("out", args.out);
-  if (args.lse) {
-    checker.token_rows("lse", args.lse);
-    checker.written("lse", args.lse);
-  }
+  checker.outputs(args);
 }
 
 void check(const Setting& setting, const ForwardArgs& args) {
   const Checker checker(setting);
-  checker.query_tokens("q", args.q);
-  checker.key_tokens("k", args.k);
-  checker.key_tokens("v", args.v);
-  checker.lengths(args.lengths);
+  checker.inputs(args);
   checker.selection(args.selection);
-  checker.scale(args.scale);
-  checker.gate(args.gate);
-  checker.query_tokens("out", args.out);
-  checker.written("out", args.out);
-  if (args.lse) {
-    checker.token_rows("lse", args.lse);
-    checker.written("lse", args.lse);
-  }
+  checker.outputs(args);
   if (args.mask) checker.written_mask("mask", args.mask);
   if (args.gate.is_none()) {
     checker.absent("oc", args.oc, "without a gate");
-    checker.absent("coarse_max", args.coarse_max, "without a gate");
-    checker.absent("coarse_sum", args.coarse_sum, "without a gate");
-    return;
+    return checker.no_coarse_rows(args, "without a gate");
   }
-  if (args.oc) {
-    checker.query_pooled("oc", args.oc);
-    checker.written("oc", args.oc);
-  }
-  if (args.coarse_max) checker.tile_rows("coarse_max", args.coarse_max);
-  if (args.coarse_sum) checker.tile_rows("coarse_sum", args.coarse_sum);
+  if (args.oc) checker.written_oc(args.oc);
+  checker.coarse_rows(args);
 }
 
 void check(const Setting& setting, const BackwardArgs& args) {
   const Checker checker(setting);
-  checker.query_tokens("q", args.q);
-  checker.key_tokens("k", args.k);
-  checker.key_tokens("v", args.v);
-  checker.lengths(args.lengths);
-  checker.scale(args.scale);
+  checker.inputs(args);
   checker.mask("mask", args.mask);
-  checker.gate(args.gate);
   checker.query_tokens("out", args.out);
   checker.token_rows("lse", args.lse);
   checker.query_tokens("dout", args.dout);
   if (args.dlse) checker.token_rows("dlse", args.dlse);
   if (args.gate.is_none()) {
     checker.absent("oc", args.oc, "without a gate");
-    checker.absent("coarse_max", args.coarse_max, "without a gate");
-    checker.absent("coarse_sum", args.coarse_sum, "without a gate");
+    checker.no_coarse_rows(args, "without a gate");
   } else {
-    check_oc(checker, args.oc, args.coarse_max, args.coarse_sum);
+    checker.query_pooled("oc", args.oc);
+    checker.tile_rows("coarse_max", args.coarse_max);
+    checker.tile_rows("coarse_sum", args.coarse_sum);
   }
-  checker.query_tokens("dq", args.dq);
-  checker.written("dq", args.dq);
-  checker.key_tokens("dk", args.dk);
-  checker.written("dk", args.dk);
-  checker.key_tokens("dv", args.dv);
-  checker.written("dv", args.dv);
+  checker.written_query_tokens("dq", args.dq);
+  checker.written_key_tokens("dk", args.dk);
+  checker.written_key_tokens("dv", args.dv);
   if (!args.gate.is_tensor()) {
     checker.absent("dgate", args.dgate, "without a tensor gate");
   } else if (args.dgate) {
-    checker.query_tokens("dgate", args.dgate);
-    checker.written("dgate", args.dgate);
+    checker.written_query_tokens("dgate", args.dgate);
   }
 }
 

@@ -119,21 +119,40 @@ class Attend {
     for (std::int64_t first = 0; first < pairs; first += space_.packed_heads) {
       const std::int64_t here = std::min(space_.packed_heads, pairs - first);
       const std::int64_t tiles = context_.key.tiles();
-      for_each_unit(parallel, kernels_, here * tiles, [&](std::int64_t unit, int worker) {
+      // Workers take units in turns: how far away the next one of a worker is, most likely.
+      const std::int64_t ahead = parallel.concurrency();
+      const std::int64_t packs = here * tiles;
+      for_each_unit(parallel, kernels_, packs, [&](std::int64_t unit, int worker) {
+        const std::int64_t next = unit + ahead;
+        if (next < packs) prefetch_keys(first + next / tiles, next % tiles);
         pack(first + unit / tiles, unit / tiles, unit % tiles, scratch(worker));
       });
       const std::int64_t units = here * context_.group() * query_tiles;
       for_each_unit(parallel, kernels_, units, [&](std::int64_t unit, int worker) {
-        const std::int64_t index = unit / query_tiles / context_.group();
-        const std::int64_t pair = first + index;
-        const std::int64_t head =
-            pair % context_.key_heads() * context_.group() + unit / query_tiles % context_.group();
-        query_tile(pair / context_.key_heads(), head, index, unit % query_tiles, scratch(worker));
+        const std::int64_t next = std::min(unit + ahead, units - 1);
+        query_tile(place(first, unit), place(first, next), scratch(worker));
       });
     }
   }
 
  private:
+  struct QueryTile {
+    std::int64_t index;  ///< of its key head among the packed ones
+    std::int64_t batch;
+    std::int64_t head;
+    std::int64_t tile;
+  };
+
+  /// The query tile of a unit of work; `first` is the first packed pair of (batch, key head).
+  QueryTile place(std::int64_t first, std::int64_t unit) const {
+    const std::int64_t tiles = context_.query.tiles();
+    const std::int64_t index = unit / tiles / context_.group();
+    const std::int64_t pair = first + index;
+    return {index, pair / context_.key_heads(),
+            pair % context_.key_heads() * context_.group() + unit / tiles % context_.group(),
+            unit % tiles};
+  }
+
   Scratch scratch(int worker) const {
     core::Arena arena(space_.scratch + static_cast<std::size_t>(worker) * space_.scratch_bytes);
     return lay_out_scratch(arena, context_);
@@ -145,6 +164,12 @@ class Attend {
   const std::uint32_t* packed_v(std::int64_t index, std::int64_t slot) const {
     return space_.v + index * space_.v_words +
            slot * d_ * static_cast<std::int64_t>(context_.element()) / 4;
+  }
+
+  void prefetch_keys(std::int64_t pair, std::int64_t tile) const {
+    const std::int64_t b = pair / context_.key_heads();
+    const std::int64_t g = pair % context_.key_heads();
+    context_.prefetch(context_.key, tile, key_counts_.row(b)[tile], b, g, {args_.k, args_.v});
   }
 
   void pack(std::int64_t pair, std::int64_t index, std::int64_t tile, const Scratch& scratch) {
@@ -173,25 +198,24 @@ class Attend {
     }
   }
 
-  void query_tile(std::int64_t b, std::int64_t head, std::int64_t index, std::int64_t tile,
-                  const Scratch& scratch) {
-    const std::int64_t count = query_counts_.row(b)[tile];
-    const std::int64_t capacity = context_.query.capacity(tile);
-    context_.query.gather(tile, capacity, scratch.tokens);
+  void query_tile(const QueryTile& at, const QueryTile& next, const Scratch& scratch) const {
+    const std::int64_t count = query_counts_.row(at.batch)[at.tile];
+    const std::int64_t capacity = context_.query.capacity(at.tile);
+    context_.query.gather(at.tile, capacity, scratch.tokens);
     for (std::int64_t first = 0; first < count; first += kQueryRows) {
       const int m = static_cast<int>(std::min<std::int64_t>(kQueryRows, count - first));
       const std::int64_t* tokens = scratch.tokens + first;
-      load_queries(b, head, tokens, m, scratch);
-      if (!walk(b, head, index, tile, m, scratch)) std::fill_n(scratch.sum, m, 0.0f);
-      finish(b, head, tile, tokens, m, scratch);
+      load_queries(at, tokens, m, scratch);
+      if (!walk(at, next, m, scratch)) std::fill_n(scratch.sum, m, 0.0f);
+      finish(at, tokens, m, scratch);
     }
-    clear(b, head, scratch.tokens + count, capacity - count);
+    clear(at, scratch.tokens + count, capacity - count);
   }
 
   /// Rows of Q as an A operand.
-  void load_queries(std::int64_t b, std::int64_t head, const std::int64_t* tokens, int m,
+  void load_queries(const QueryTile& at, const std::int64_t* tokens, int m,
                     const Scratch& scratch) const {
-    const HeadRows<const void*> q(args_.q, b, head);
+    const HeadRows<const void*> q(args_.q, at.batch, at.head);
     for (int row = 0; row < m; ++row) {
       std::uint32_t* out = scratch.q + static_cast<std::ptrdiff_t>(row) * depth();
       if (context_.dot_bf16()) {
@@ -213,20 +237,30 @@ class Attend {
   /// Words of a row of the A operand Q and of a column of the B operand K^T.
   int depth() const { return context_.dot_bf16() ? words_ : d_; }
 
-  /// Attends all selected keys; false if there were none.
-  bool walk(std::int64_t b, std::int64_t head, std::int64_t index, std::int64_t tile, int m,
-            const Scratch& scratch) const {
-    KeyWalk keys(args_.mask.row(b, head, tile), args_.mask.shape.row_words(), context_.key,
-                 key_counts_.row(b));
+  /// Attends all selected keys; false if there were none. Towards the end it fetches what comes
+  /// after it: rows of the output, the gate and the next query tile.
+  bool walk(const QueryTile& at, const QueryTile& after, int m, const Scratch& scratch) const {
+    KeyWalk keys(args_.mask.row(at.batch, at.head, at.tile), args_.mask.shape.row_words(),
+                 context_.key, key_counts_.row(at.batch));
     Group groups[2];  // the one under way and the next, whose K is fetched meanwhile
     groups[0].count = keys.next_group(groups[0].fragments, kColumns);
     if (groups[0].count == 0) return false;
     for (int turn = 0; groups[turn % 2].count > 0; ++turn) {
       Group& next = groups[(turn + 1) % 2];
       next.count = keys.next_group(next.fragments, kColumns);
-      group(index, groups[turn % 2], next, m, turn == 0, scratch);
+      if (next.count == 0) {
+        prefetch_queries(at, args_.out);
+        if (args_.gate.is_tensor()) prefetch_queries(at, args_.gate.tensor());
+        prefetch_queries(after, args_.q);
+      }
+      group(at.index, groups[turn % 2], next, m, turn == 0, scratch);
     }
     return true;
+  }
+
+  void prefetch_queries(const QueryTile& at, const TensorView& tensor) const {
+    context_.prefetch(context_.query, at.tile, query_counts_.row(at.batch)[at.tile], at.batch,
+                      at.head, {tensor});
   }
 
   struct Group {
@@ -286,18 +320,19 @@ class Attend {
     operand = wide;
   }
 
-  void finish(std::int64_t b, std::int64_t head, std::int64_t tile, const std::int64_t* tokens,
-              int m, const Scratch& scratch) const {
+  void finish(const QueryTile& at, const std::int64_t* tokens, int m,
+              const Scratch& scratch) const {
     const Gate& gate = args_.gate;
-    const HeadRows<void*> out(args_.out, b, head);
+    const HeadRows<void*> out(args_.out, at.batch, at.head);
     FinishRow row{};
     row.dtype = context_.dtype();
     row.d = d_;
     HeadRows<const void*> gates;
     if (!gate.is_none()) {
-      row.coarse = static_cast<const float*>(args_.oc.data) + args_.oc.offset(b, head, tile);
+      row.coarse =
+          static_cast<const float*>(args_.oc.data) + args_.oc.offset(at.batch, at.head, at.tile);
       row.gate_scalar = gate.is_scalar() ? gate.value() : 0.0f;
-      if (gate.is_tensor()) gates = HeadRows<const void*>(gate.tensor(), b, head);
+      if (gate.is_tensor()) gates = HeadRows<const void*>(gate.tensor(), at.batch, at.head);
     }
     for (int i = 0; i < m; ++i) {
       const float sum = scratch.sum[i];
@@ -310,7 +345,7 @@ class Attend {
       row.out = out[tokens[i]];
       kernels_.finish_row(row);
       if (args_.lse) {
-        write_lse(b, head, tokens[i],
+        write_lse(at, tokens[i],
                   sum == 0.0f
                       ? -kInfinity
                       : static_cast<float>(scratch.max[i] * natural_ + std::log(double{sum})));
@@ -318,17 +353,16 @@ class Attend {
     }
   }
 
-  void write_lse(std::int64_t b, std::int64_t head, std::int64_t token, float value) const {
-    static_cast<float*>(args_.lse.data)[args_.lse.offset(b, head, token)] = value;
+  void write_lse(const QueryTile& at, std::int64_t token, float value) const {
+    static_cast<float*>(args_.lse.data)[args_.lse.offset(at.batch, at.head, token)] = value;
   }
 
   /// Pad slots of the outputs.
-  void clear(std::int64_t b, std::int64_t head, const std::int64_t* tokens,
-             std::int64_t count) const {
-    const HeadRows<void*> out(args_.out, b, head);
+  void clear(const QueryTile& at, const std::int64_t* tokens, std::int64_t count) const {
+    const HeadRows<void*> out(args_.out, at.batch, at.head);
     for (std::int64_t i = 0; i < count; ++i) {
       std::memset(out[tokens[i]], 0, static_cast<std::size_t>(d_) * context_.element());
-      if (args_.lse) write_lse(b, head, tokens[i], -kInfinity);
+      if (args_.lse) write_lse(at, tokens[i], -kInfinity);
     }
   }
 

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <atomic>
+#include <initializer_list>
 
 #include "core/workspace.hpp"
 #include "cpu/backward.hpp"
@@ -149,12 +150,19 @@ class AttendBackward {
     const std::int64_t query_tiles = context_.query.tiles();
     const std::int64_t key_tiles = context_.key.tiles();
     const std::int64_t chunks = packs_.chunks();
+    // Workers take units in turns: how far away the next one of a worker is, most likely.
+    const std::int64_t ahead = parallel.concurrency();
     for (std::int64_t first = 0; first < pairs; first += packs_.heads()) {
       const std::int64_t here = std::min(packs_.heads(), pairs - first);
       std::fill_n(packs_.rounds(0), here * chunks, 0);
       const std::int64_t queries = here * context_.group() * query_tiles;
       const std::int64_t units = queries + here * key_tiles;
       for_each_unit(parallel, kernels, units, [&](std::int64_t unit, int worker) {
+        const std::int64_t next = unit + ahead;
+        if (next < queries) {
+          prefetch_queries(packs_.query_head(first, next / query_tiles), next % query_tiles,
+                           {args_.q, args_.dout});
+        }
         if (unit < queries) {
           packs_.pack_queries(packs_.query_head(first, unit / query_tiles), unit % query_tiles,
                               packs_.scratch(worker));
@@ -167,6 +175,14 @@ class AttendBackward {
         chunk(first, unit % round / chunks, unit % chunks, unit / round, packs_.scratch(worker));
       });
       for_each_unit(parallel, kernels, units, [&](std::int64_t unit, int worker) {
+        const std::int64_t next = unit + ahead;
+        if (next < queries) {
+          prefetch_queries(packs_.query_head(first, next / query_tiles), next % query_tiles,
+                           {args_.dq});
+        } else if (next < units) {
+          prefetch_keys(first + (next - queries) / key_tiles, (next - queries) % key_tiles,
+                        {args_.dk, args_.dv});
+        }
         if (unit < queries) {
           packs_.finish_queries(packs_.query_head(first, unit / query_tiles), unit % query_tiles,
                                 packs_.scratch(worker));
@@ -180,6 +196,18 @@ class AttendBackward {
   }
 
  private:
+  void prefetch_queries(const PackedHead& at, std::int64_t tile,
+                        std::initializer_list<TensorView> tensors) const {
+    context_.prefetch(context_.query, tile, packs_.query_count(at.batch, tile), at.batch, at.head,
+                      tensors);
+  }
+  void prefetch_keys(std::int64_t pair, std::int64_t tile,
+                     std::initializer_list<TensorView> tensors) const {
+    const std::int64_t b = pair / context_.key_heads();
+    context_.prefetch(context_.key, tile, packs_.key_count(b, tile), b, pair % context_.key_heads(),
+                      tensors);
+  }
+
   /// Chunk c of packed key head `index` with the query tiles of its round.
   void chunk(std::int64_t first, std::int64_t index, std::int64_t c, std::int64_t round,
              const BackwardScratch& scratch) const {
@@ -194,7 +222,9 @@ class AttendBackward {
     const std::int64_t tiles = context_.key.tiles();
     const std::int64_t b = (first + index) / context_.key_heads();
     PairWindow window(context_, packs_, gradient_, first + index, index, scratch);
-    for (std::int64_t tile = c * tiles / chunks; tile < (c + 1) * tiles / chunks; ++tile) {
+    const std::int64_t last = (c + 1) * tiles / chunks - 1;
+    for (std::int64_t tile = c * tiles / chunks; tile <= last; ++tile) {
+      if (tile < last) prefetch_keys(first + index, tile + 1, {args_.k, args_.v});
       const std::int64_t count = packs_.key_count(b, tile);
       for (std::int64_t token = 0; token < count; token += kKeyRows) {
         const PairWindow::Block keys{tile, token, std::min<std::int64_t>(kKeyRows, count - token)};

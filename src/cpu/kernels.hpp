@@ -140,6 +140,9 @@ struct Kernels {
   /// Words [pairs][n] in panels to fp32 [2 * pairs][n] in panels. dtype f16 or bf16.
   void (*expand_pairs)(DType dtype, const std::uint32_t* words, int pairs, int n, float* out);
 
+  /// Asks for memory to be brought into the second-level cache.
+  void (*prefetch)(const void* data, std::ptrdiff_t bytes);
+
   /// To and from fp32; dtype f32, f16 or bf16; narrowing rounds to nearest even.
   void (*widen)(DType dtype, const void* source, float* out, std::int64_t count);
   void (*narrow)(DType dtype, const float* source, void* out, std::int64_t count);

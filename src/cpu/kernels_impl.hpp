@@ -19,6 +19,7 @@ constexpr Kernels fp32_kernels(const char* name) {
   kernels.transpose_words = transpose_words;
   kernels.interleave_rows = interleave_rows;
   kernels.expand_pairs = expand_pairs;
+  kernels.prefetch = prefetch;
   kernels.widen = widen;
   kernels.narrow = narrow;
   kernels.sum_rows = sum_rows;

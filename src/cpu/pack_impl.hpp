@@ -48,6 +48,12 @@ inline void copy_bytes(const void* source, void* out, std::size_t bytes) {
   for (std::size_t i = 0; i < bytes; ++i) to[i] = from[i];
 }
 
+inline void prefetch(const void* data, std::ptrdiff_t bytes) {
+  for (std::ptrdiff_t byte = 0; byte < bytes; byte += 64) {
+    Vec::prefetch(static_cast<const char*>(data) + byte);
+  }
+}
+
 /// The tail of an array that fills no vector goes through a vector of its own.
 inline void widen(DType dtype, const void* source, float* out, std::int64_t count) {
   with_storage(dtype, [&](auto storage) {

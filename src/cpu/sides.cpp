@@ -65,6 +65,18 @@ double Context::scale(const std::optional<double>& given) const {
   return given ? *given : 1.0 / std::sqrt(static_cast<double>(head_dim()));
 }
 
+void Context::prefetch(const Side& side, std::int64_t tile, std::int64_t count, std::int64_t batch,
+                       std::int64_t head, std::initializer_list<TensorView> tensors) const {
+  std::int64_t tokens[kFragment];
+  const std::int64_t first = std::min<std::int64_t>(count, kFragment);
+  side.gather(tile, first, tokens);
+  const std::ptrdiff_t bytes = head_dim() * static_cast<std::ptrdiff_t>(element());
+  for (const TensorView& tensor : tensors) {
+    const HeadRows<const void*> rows(tensor, batch, head);
+    for (std::int64_t i = 0; i < first; ++i) kernels->prefetch(rows[tokens[i]], bytes);
+  }
+}
+
 void pack_rows_f32(const void* const* rows, int count, int columns, float* out, int depth) {
   for (int first = 0; first < columns; first += kPanel) {
     const int width = std::min(kPanel, columns - first);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <type_traits>
 #include <vector>
@@ -83,6 +84,12 @@ struct Context {
   /// Words of a packed row: head_dim elements, zero-padded to the product's depth granularity.
   int row_words() const;
   double scale(const std::optional<double>& given) const;
+
+  /// Asks for the rows of a tile's first `count` tokens, at most a fragment of them, in the
+  /// second-level cache. A token's row is far from the next one's: the hardware does not foresee
+  /// it.
+  void prefetch(const Side& side, std::int64_t tile, std::int64_t count, std::int64_t batch,
+                std::int64_t head, std::initializer_list<TensorView> tensors) const;
 };
 
 /// Rows of one head of a [B, S, H, D] tensor.

@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 
+import triton_interpreter  # noqa: F401  before anything imports Triton
 import vidsparse
 
 

@@ -1,12 +1,12 @@
 """Triton as a row of the backend list: forced by name through the public functions, or refused."""
 
-import judging
 import pytest
 import torch
-import transcription
-from triton_support import DEVICE, GPU
 
+import judging
+import transcription
 import vidsparse
+from triton_support import DEVICE, GPU
 from vidsparse import Plain, Sequence, Video, masks
 from vidsparse.backends import Problem, choose
 from vidsparse.triton import backend

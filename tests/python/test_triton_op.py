@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from triton_support import GPU, Run, Setting, Side
 
 VIDEO = (3, 9, 6)

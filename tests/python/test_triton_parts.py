@@ -1,11 +1,11 @@
 """The stages of the Triton backend alone: pooling, selection, masks, values that are not finite."""
 
-import judging
 import pytest
 import torch
+
+import judging
 import transcription
 from triton_support import DEVICE, NAN, Run, Setting, Side, mask_words, poisoned, to_bool
-
 from vidsparse.backends import Lengths, Selection
 from vidsparse.masks import from_bool
 
@@ -49,7 +49,7 @@ def test_rows_of_any_length(tiles):
     """Held whole, and read again in chunks; oc within 1e-4."""
     run = Run(Setting(Side([(1, 8, 16)]), Side([(1, 8, 8 * tiles)]), (1, 8, 8), heads=1, groups=1),
               torch.float16)  # fmt: skip
-    qc, kc, vc = torch.randn(1, 1, 2, 64), torch.randn(1, 1, tiles, 64), torch.randn(1, 1, tiles, 64)
+    qc, kc, vc = (torch.randn(1, 1, count, 64) for count in (2, tiles, tiles))
     top_k = tiles // 7
     chosen, (oc, _, _) = select(run, qc, kc, vc, top_k, scale=0.2)
     score = qc.double() @ kc.double().transpose(-1, -2) * 0.2
@@ -62,7 +62,8 @@ def test_rows_of_any_length(tiles):
 def scored(scores):
     """Pooled tensors whose products are `scores` [Nk], and a run that selects with them."""
     tiles = len(scores)
-    run = Run(Setting(Side([(4, 4, 4)]), Side([(4, 4, 4 * tiles)]), heads=1, groups=1), torch.float16)
+    setting = Setting(Side([(4, 4, 4)]), Side([(4, 4, 4 * tiles)]), heads=1, groups=1)
+    run = Run(setting, torch.float16)
     qc, kc = torch.zeros(1, 1, 1, 64), torch.zeros(1, 1, tiles, 64)
     qc[..., 0] = 1.0
     kc[0, 0, :, 0] = torch.tensor(scores)

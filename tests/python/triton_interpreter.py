@@ -1,10 +1,30 @@
-"""Triton's interpreter with bfloat16 that works: it multiplies the bit patterns and truncates."""
+"""Triton for the interpreter where there is no GPU, with bfloat16 that works there: Triton's own
+multiplies the bit patterns and truncates.
+
+Functions are made for the interpreter or for a GPU when they are imported, Triton's own too, so this
+must be imported before anything imports Triton. The variable is put back after that: to the other
+tests of the process a CPU stays a device that Triton refuses.
+"""
 
 from __future__ import annotations
 
-import numpy as np
-import triton.language as tl
-from triton.runtime import interpreter
+import importlib.util
+import os
+
+import torch
+
+INTERPRETED = importlib.util.find_spec("triton") is not None and not torch.cuda.is_available()
+if INTERPRETED:
+    before = os.environ.get("TRITON_INTERPRET")
+    os.environ["TRITON_INTERPRET"] = "1"
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    import vidsparse.triton.kernels  # noqa: F401
+
+    if before is None:
+        del os.environ["TRITON_INTERPRET"]
 
 
 def _to_float32(bits: np.ndarray) -> np.ndarray:
@@ -18,7 +38,7 @@ def _to_bfloat16(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
 
 
-def repair() -> None:
+def _repair() -> None:
     """Replaces the interpreter's conversions and products of bfloat16."""
     convert, dot = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
 
@@ -40,3 +60,7 @@ def repair() -> None:
 
     interpreter._convert_float = convert_float
     interpreter.InterpreterBuilder.create_dot = create_dot
+
+
+if INTERPRETED:
+    _repair()

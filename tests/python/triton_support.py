@@ -6,40 +6,23 @@ Outputs and pads begin as NaN. Each batch entry is judged alone, by its own tile
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, field
 
-import judging
 import pytest
 import torch
-import transcription
 from torch import Tensor
+
+pytest.importorskip("triton")
+import judging
+import transcription
+from vidsparse.backends import Lengths, Problem, Selection
+from vidsparse.layout import mask_words
+from vidsparse.masks import to_bool
+from vidsparse.sequence import Packed, Plain, Sequence, Video
+from vidsparse.triton.kernels import TritonKernels
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda", 0) if GPU else torch.device("cpu")
-
-# Functions are made for the interpreter or for a GPU when they are imported, Triton's own too. The
-# variable is put back for the other tests of this process, to whom a CPU stays a device that Triton
-# refuses.
-before = os.environ.get("TRITON_INTERPRET")
-if not GPU:
-    os.environ["TRITON_INTERPRET"] = "1"
-pytest.importorskip("triton")
-from vidsparse.backends import Lengths, Problem, Selection  # noqa: E402
-from vidsparse.layout import mask_words  # noqa: E402
-from vidsparse.masks import to_bool  # noqa: E402
-from vidsparse.sequence import Packed, Plain, Sequence, Video  # noqa: E402
-from vidsparse.triton.kernels import TritonKernels  # noqa: E402
-
-if not GPU:
-    import triton.experimental.gluon  # noqa: F401  imported at the first launch, as the others are
-
-if before is None:
-    os.environ.pop("TRITON_INTERPRET", None)
-if not GPU:
-    import triton_interpreter
-
-    triton_interpreter.repair()
 
 NAN = float("nan")
 
@@ -196,9 +179,7 @@ class Run:
         s = self.setting
         selected = self.selected()
         for entry, (q_tiles, q_plain, k_tiles, k_plain) in enumerate(self.entries):
-            q, k = (
-                x[entry : entry + 1].cpu().nan_to_num().double() for x in (self.q, self.k)
-            )
+            q, k = (x[entry : entry + 1].cpu().nan_to_num().double() for x in (self.q, self.k))
             scores = transcription.scores_of(q, k, q_tiles, k_tiles, self.scale)
             tau = judging.tau_of(q, k, q_tiles, k_tiles, self.scale)
             full = [len(tile) > 0 for tile in k_tiles]

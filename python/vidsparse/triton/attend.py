@@ -18,33 +18,30 @@ def _walk(
     E: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
     MASKED_STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Online softmax over `count` listed tiles, COLUMNS keys a step. `top` is the running maximum of
-    the raw products; weights are 2^(scale2 * (product - top)), scale2 >= 0."""
+    """Online softmax over `count` listed tiles, COLUMNS keys a step. `top` is the running maximum
+    of the raw products; weights are 2^(scale2 * (product - top)), scale2 >= 0."""
     PARTS: tl.constexpr = E // COLUMNS
     slot = tl.arange(0, COLUMNS)
     dim = tl.arange(0, D)
-    # The next step's tokens are looked up one step ahead: else every step would wait for two
-    # loads in a row before its keys could even be asked for.
+    # Lists are read two steps ahead and tokens one: else every step would wait for two loads in a
+    # row before its keys could even be asked for.
     last = tl.maximum(count * PARTS - 1, 0)
     tile = tl.load(items, mask=count > 0, other=0).to(tl.int32)
+    ahead = tl.load(items + step_sign * (tl.minimum(1, last) // PARTS), mask=count > 0, other=0)
     token = tl.load(k_tokens + tile * E + slot)
     for step in tl.range(0, count * PARTS, num_stages=MASKED_STAGES if MASKED else None):
         row = token.to(tl.int64)[:, None]
         if MASKED:
             valid = valid_tokens(k_facts, k_tiles, tile, lengths, True, K_LENGTHS)
             alive = slot < valid - (step % PARTS) * COLUMNS
-            key = tl.load(
-                k + row * k_stride_t + dim[None, :], mask=alive[:, None], other=0.0
-            )
-            value = tl.load(
-                v + row * v_stride_t + dim[None, :], mask=alive[:, None], other=0.0
-            )
+            key = tl.load(k + row * k_stride_t + dim[None, :], mask=alive[:, None], other=0.0)
+            value = tl.load(v + row * v_stride_t + dim[None, :], mask=alive[:, None], other=0.0)
         else:
             key = tl.load(k + row * k_stride_t + dim[None, :])
             value = tl.load(v + row * v_stride_t + dim[None, :])
-        following = tl.minimum(step + 1, last)
-        tile = tl.load(items + step_sign * (following // PARTS)).to(tl.int32)
-        token = tl.load(k_tokens + tile * E + (following % PARTS) * COLUMNS + slot)
+        tile = ahead.to(tl.int32)
+        token = tl.load(k_tokens + tile * E + (tl.minimum(step + 1, last) % PARTS) * COLUMNS + slot)
+        ahead = tl.load(items + step_sign * (tl.minimum(step + 2, last) // PARTS))
 
         score = tl.dot(query, tl.trans(key), input_precision=PRECISION)
         if MASKED:
@@ -80,6 +77,7 @@ def attend_kernel(
     heads, group, q_tiles, k_tiles, capacity, q_total,
     scale, gate_value,
     NEGATIVE: tl.constexpr,  # the scale is
+    SAME_STRIDE: tl.constexpr,  # of the tokens of k and v: one address computed for both
     GATE: tl.constexpr,  # 0 none, 1 a number, 2 a tensor
     HAS_LSE: tl.constexpr, Q_LENGTHS: tl.constexpr, K_LENGTHS: tl.constexpr,
     E: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -107,11 +105,13 @@ def attend_kernel(
         other=0.0,
     )
     # The loop takes the maximum before it scales, so a negative sign goes to the query, in a kernel
-    # of its own: any arithmetic here makes Triton hold the query in registers. And a scale of 0 must
-    # not meet the -inf of masked scores.
+    # of its own: arithmetic here makes Triton hold the query in registers. A scale of 0 must not
+    # meet the -inf of masked scores.
     if NEGATIVE:
         query = (query.to(tl.float32) * -1.0).to(query.dtype)
     scale2 = tl.maximum(tl.abs(scale) * LOG2E, 1e-37)
+    if SAME_STRIDE:
+        v_stride_t = k_stride_t
     k += batch * k_stride_b + kv_head * k_stride_h
     v += batch * v_stride_b + kv_head * v_stride_h
     k_lengths += batch * k_length_stride

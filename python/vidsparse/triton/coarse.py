@@ -10,8 +10,9 @@ from .tiles import valid_tokens
 
 @triton.jit
 def _pairs(
-    query, key, value, grad, top, total, inner, scale, row_alive, tile_alive, PRECISION: tl.constexpr
-):
+    query, key, value, grad, top, total, inner, scale, row_alive, tile_alive,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
     """Weights A [rows, tiles] and dS [rows, tiles] of the coarse softmax."""
     score = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
     alive = row_alive[:, None] & tile_alive[None, :]

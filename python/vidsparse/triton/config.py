@@ -1,4 +1,4 @@
-"""Warps, pipeline stages and block sizes of every kernel: a table by architecture, no autotuning."""
+"""Warps, pipeline stages and block sizes of every kernel: a table by architecture."""
 
 from __future__ import annotations
 
@@ -18,6 +18,14 @@ class Shape:
     rows: int = 64  # tokens (or pooled tiles) of the side that a program owns; divides 64
     columns: int = 64  # of the side that it walks, in a step; divides 64
     masked_stages: int | None = None  # of the loop over ragged tiles, where others than `stages`
+    registers: int | None = None  # of a thread at most, so that more programs run at once
+    search: int = 4096  # scores that one step of select's search holds in registers
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Launch arguments."""
+        limit = {} if self.registers is None else {"maxnreg": self.registers}
+        return {"num_warps": self.warps, "num_stages": self.stages, **limit}
 
 
 @dataclass(frozen=True)
@@ -54,10 +62,10 @@ TABLE = {
     ),
     "sm90": Config(
         attend=Shape(4, 3),
-        key_gradients=Shape(8, 2),
-        query_gradients=Shape(8, 2),
-        select=Shape(4, 1, 16, 32),
-        coarse=Shape(8, 1, 16),
+        key_gradients=Shape(4, 2),
+        query_gradients=Shape(4, 2),
+        select=Shape(4, 1, 32),
+        coarse=Shape(4, 1, 32),
         coarse_precision="tf32x3",
     ),
     "gfx": Config(

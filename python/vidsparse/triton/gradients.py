@@ -23,6 +23,7 @@ def _key_walk(
     dim = tl.arange(0, D)
     last = tl.maximum(count * PARTS - 1, 0)
     tile = tl.load(items, mask=count > 0, other=0).to(tl.int32)
+    ahead = tl.load(items + step_sign * (tl.minimum(1, last) // PARTS), mask=count > 0, other=0)
     token = tl.load(q_tokens + tile * E + slot)
     for step in range(0, count * PARTS):
         row = token.to(tl.int64)[:, None]
@@ -32,20 +33,16 @@ def _key_walk(
             norm = tl.load(lse + token, mask=alive, other=float("-inf"))
             alive = alive & (norm != float("-inf"))
             inner = tl.load(delta + token, mask=alive, other=0.0)
-            query = tl.load(
-                q + row * q_stride_t + dim[None, :], mask=alive[:, None], other=0.0
-            )
-            grad = tl.load(
-                dout + row * do_stride_t + dim[None, :], mask=alive[:, None], other=0.0
-            )
+            query = tl.load(q + row * q_stride_t + dim[None, :], mask=alive[:, None], other=0.0)
+            grad = tl.load(dout + row * do_stride_t + dim[None, :], mask=alive[:, None], other=0.0)
         else:
             norm = tl.load(lse + token)
             inner = tl.load(delta + token)
             query = tl.load(q + row * q_stride_t + dim[None, :])
             grad = tl.load(dout + row * do_stride_t + dim[None, :])
-        following = tl.minimum(step + 1, last)
-        tile = tl.load(items + step_sign * (following // PARTS)).to(tl.int32)
-        token = tl.load(q_tokens + tile * E + (following % PARTS) * COLUMNS + slot)
+        tile = ahead.to(tl.int32)
+        token = tl.load(q_tokens + tile * E + (tl.minimum(step + 1, last) % PARTS) * COLUMNS + slot)
+        ahead = tl.load(items + step_sign * (tl.minimum(step + 2, last) // PARTS))
 
         score = tl.dot(key, tl.trans(query), input_precision=PRECISION)
         weight = tl.exp2(score * scale2 - (norm * LOG2E)[None, :])
@@ -77,6 +74,7 @@ def key_gradients_kernel(
     dk_stride_b, dk_stride_t, dk_stride_h,
     dv_stride_b, dv_stride_t, dv_stride_h,
     heads, group, q_tiles, k_tiles, capacity, q_total, scale,
+    SAME_STRIDE: tl.constexpr,  # of the tokens of the two tensors that are walked
     HAS_COARSE: tl.constexpr, Q_LENGTHS: tl.constexpr, K_LENGTHS: tl.constexpr,
     E: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -106,6 +104,8 @@ def key_gradients_kernel(
         mask=alive[:, None],
         other=0.0,
     )
+    if SAME_STRIDE:
+        do_stride_t = q_stride_t
     q_lengths += batch * q_length_stride
     d_key = tl.zeros([ROWS, D], tl.float32)
     d_value = tl.zeros([ROWS, D], tl.float32)
@@ -165,24 +165,21 @@ def _query_walk(
     dim = tl.arange(0, D)
     last = tl.maximum(count * PARTS - 1, 0)
     tile = tl.load(items, mask=count > 0, other=0).to(tl.int32)
+    ahead = tl.load(items + step_sign * (tl.minimum(1, last) // PARTS), mask=count > 0, other=0)
     token = tl.load(k_tokens + tile * E + slot)
     for step in range(0, count * PARTS):
         row = token.to(tl.int64)[:, None]
         if MASKED:
             valid = valid_tokens(k_facts, k_tiles, tile, k_lengths, True, K_LENGTHS)
             alive = slot < valid - (step % PARTS) * COLUMNS
-            key = tl.load(
-                k + row * k_stride_t + dim[None, :], mask=alive[:, None], other=0.0
-            )
-            value = tl.load(
-                v + row * v_stride_t + dim[None, :], mask=alive[:, None], other=0.0
-            )
+            key = tl.load(k + row * k_stride_t + dim[None, :], mask=alive[:, None], other=0.0)
+            value = tl.load(v + row * v_stride_t + dim[None, :], mask=alive[:, None], other=0.0)
         else:
             key = tl.load(k + row * k_stride_t + dim[None, :])
             value = tl.load(v + row * v_stride_t + dim[None, :])
-        following = tl.minimum(step + 1, last)
-        tile = tl.load(items + step_sign * (following // PARTS)).to(tl.int32)
-        token = tl.load(k_tokens + tile * E + (following % PARTS) * COLUMNS + slot)
+        tile = ahead.to(tl.int32)
+        token = tl.load(k_tokens + tile * E + (tl.minimum(step + 1, last) % PARTS) * COLUMNS + slot)
+        ahead = tl.load(items + step_sign * (tl.minimum(step + 2, last) // PARTS))
 
         score = tl.dot(query, tl.trans(key), input_precision=PRECISION)
         d_weight = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
@@ -209,6 +206,7 @@ def query_gradients_kernel(
     do_stride_b, do_stride_t, do_stride_h,
     dq_stride_b, dq_stride_t, dq_stride_h,
     heads, group, q_tiles, k_tiles, capacity, q_total, scale,
+    SAME_STRIDE: tl.constexpr,  # of the tokens of the two tensors that are walked
     HAS_COARSE: tl.constexpr, Q_LENGTHS: tl.constexpr, K_LENGTHS: tl.constexpr,
     E: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -244,6 +242,8 @@ def query_gradients_kernel(
     )  # fmt: skip
     norm = tl.load(lse + plane * q_total + token, mask=alive, other=float("-inf"))
     inner = tl.load(delta + plane * q_total + token, mask=alive, other=0.0)
+    if SAME_STRIDE:
+        v_stride_t = k_stride_t
     k += batch * k_stride_b + kv_head * k_stride_h
     v += batch * v_stride_b + kv_head * v_stride_h
     k_lengths += batch * k_length_stride

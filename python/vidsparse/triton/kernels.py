@@ -10,7 +10,7 @@ from ..backends import Gate, Kernels, Lengths, Problem, Selection
 from ..layout import mask_words
 from .attend import attend_kernel
 from .coarse import coarse_backward_kernel
-from .config import device_config
+from .config import Shape, device_config
 from .gradients import key_gradients_kernel, query_gradients_kernel
 from .lists import lists_kernel
 from .pool import pool_kernel
@@ -18,17 +18,16 @@ from .prepare import prepare_kernel
 from .select import select_kernel
 from .tiles import Tables, tables_of
 
-SEARCH = 4096  # scores of the rows that one step of the search holds in registers
 LONGEST = 4096  # of a row held whole; longer ones are read again for each step
 PLAIN_WARPS = 8  # of the kernels that only move memory
 UINT16_TILES = 65536
 
 
-def search_shape(tiles: int, block: int) -> tuple[int, int]:
-    """Rows and tiles of one block of select's search for the k-th score; the latter grow by powers
+def search_shape(tiles: int, shape: Shape) -> tuple[int, int]:
+    """Rows and tiles of one block of select's search for the k-th score. The latter grow by powers
     of two, each of which is a kernel of its own, to LONGEST, from where one kernel serves all."""
     chunk = min(max(triton.next_power_of_2(tiles), 128), LONGEST)
-    return min(block, max(SEARCH // chunk, 1)), chunk
+    return min(shape.rows, max(shape.search // chunk, 1)), chunk
 
 
 def _strides(x: Tensor) -> tuple[int, int, int]:
@@ -127,7 +126,7 @@ class TritonKernels(Kernels):
         items = p.batch * p.heads_q * triton.cdiv(rows, block)
         if items == 0:
             return
-        search_rows, chunk = search_shape(tiles, block)
+        search_rows, chunk = search_shape(tiles, shape)
         programs = min(items, self.select_programs)
         pitch = triton.cdiv(tiles, 128) * 128
         scratch = self._empty(programs, block, pitch)
@@ -149,7 +148,7 @@ class TritonKernels(Kernels):
             coarse, selection.always is not None, kl.given,
             self.config.coarse_precision, p.head_dim,
             block, shape.columns, search_rows, chunk, tiles <= chunk,
-            num_warps=shape.warps, num_stages=shape.stages,
+            **shape.options,
         )  # fmt: skip
 
     def _lists(
@@ -219,10 +218,10 @@ class TritonKernels(Kernels):
             *_strides(q), *_strides(k), *_strides(v), *_strides(weights), *_strides(out),
             p.heads_q, self.group, self.query.tiles, self.key.tiles, capacity, q.shape[1],
             scale, gate if isinstance(gate, float) else 0.0,
-            scale < 0, _gate_kind(gate), lse is not None, ql.given, kl.given,
+            scale < 0, k.stride(1) == v.stride(1), _gate_kind(gate), lse is not None, ql.given, kl.given,
             self.key.slots, p.head_dim, shape.rows, shape.columns, self.precision,
             shape.masked_stages or shape.stages,
-            num_warps=shape.warps, num_stages=shape.stages,
+            **shape.options,
         )  # fmt: skip
 
     def forward(
@@ -257,6 +256,7 @@ class TritonKernels(Kernels):
             coarse_sum = self._empty(b, h, self.query.tiles)
         self.pool(q, k, v if pooled else None, lengths, qc, kc, vc)
         self.select(qc, kc, vc, lengths, selection, scale, mask, oc, coarse_max, coarse_sum)
+        del qc, kc, vc  # the lists take their memory
         capacity = self.key.tiles
         if selection.always is None and p.query_layout.plain_tiles == 0:
             capacity = min(capacity, selection.top_k + p.key_layout.plain_tiles)
@@ -321,8 +321,8 @@ class TritonKernels(Kernels):
                 q, k, v, dout, dk, dv, lse, delta, dkc, dvc, items, counts,
                 *common, *_strides(dk), *_strides(dv),
                 h, self.group, query.tiles, key.tiles, capacity, q.shape[1], scale,
-                coarse, ql.given, kl.given, key.slots, d, shape.rows, shape.columns, self.precision,
-                num_warps=shape.warps, num_stages=shape.stages,
+                q.stride(1) == dout.stride(1), coarse, ql.given, kl.given, key.slots, d,
+                shape.rows, shape.columns, self.precision, **shape.options,
             )  # fmt: skip
             del items, counts  # the other lists take the same memory
         if query.tiles * b * h > 0:
@@ -332,8 +332,8 @@ class TritonKernels(Kernels):
                 q, k, v, dout, dq, lse, delta, dqc, items, counts,
                 *common, *_strides(dq),
                 h, self.group, query.tiles, key.tiles, capacity, q.shape[1], scale,
-                coarse, ql.given, kl.given, key.slots, d, shape.rows, shape.columns, self.precision,
-                num_warps=shape.warps, num_stages=shape.stages,
+                k.stride(1) == v.stride(1), coarse, ql.given, kl.given, key.slots, d,
+                shape.rows, shape.columns, self.precision, **shape.options,
             )  # fmt: skip
 
     def _coarse_backward(
@@ -366,7 +366,7 @@ class TritonKernels(Kernels):
                 self.query.facts, self.key.facts, ql.tensor, kl.tensor, ql.stride, kl.stride,
                 h, self.group, self.query.tiles, self.key.tiles, scale,
                 ql.given, kl.given, self.config.coarse_precision, d, shape.rows,
-                num_warps=shape.warps, num_stages=shape.stages,
+                **shape.options,
             )  # fmt: skip
         return dqc, dkc, dvc
 

@@ -66,9 +66,7 @@ def _score_rows(
             top = higher
     if HAS_COARSE:
         mean = tl.where(total[:, None] == 0.0, 0.0, acc / total[:, None])
-        tl.store(
-            oc + row.to(tl.int64)[:, None] * D + dim[None, :], mean, mask=inside_row[:, None]
-        )
+        tl.store(oc + row.to(tl.int64)[:, None] * D + dim[None, :], mean, mask=inside_row[:, None])
         tl.store(coarse_max + row, tl.where(total == total, top, total), mask=inside_row)
         tl.store(coarse_sum + row, total, mask=inside_row)
 
@@ -182,15 +180,19 @@ def _choose_rows(
     wanted = tl.minimum(top_k + tl.where(exempt != 0, 0, plain_k), candidates)
     # The largest threshold that at least `wanted` keys reach, bit by bit from the top.
     threshold = tl.full([ROWS], NOTHING, tl.int32)
-    bit = tl.full([ROWS], NOTHING, tl.int32)
-    for _ in range(0, 32):
+    reached = candidates
+    bit = NOTHING + 0
+    while bit != 0:
         trial = threshold ^ bit
         reach = _count_above(
             trial - 1, keys, address, pitch, k_facts, k_tiles, lengths,
             exempt, K_LENGTHS, CHUNK, WHOLE,
         )  # fmt: skip
         threshold = tl.where(reach >= wanted, trial, threshold)
+        reached = tl.where(reach >= wanted, reach, reached)
         bit = tl.where(bit == NOTHING, 1 << 30, bit >> 1)
+        # Done before the last bit where no row has ties or near ones across its threshold.
+        bit = tl.where(tl.max(reached - wanted, 0) == 0, 0, bit)
     above = _count_above(
         threshold, keys, address, pitch, k_facts, k_tiles, lengths,
         exempt, K_LENGTHS, CHUNK, WHOLE,

@@ -4,50 +4,75 @@
 
 #include "cuda/common/score_key.cuh"
 #include "cuda/common/split.cuh"
+#include "cuda/ptx/math.cuh"
 
 // One row of scores, one warp: the exact top k, the row of the bitmap, the softmax. All lanes call.
+// Lane l sees to tiles l, l + 32, ...; "step" i of it is tile 32 i + l.
 
 namespace vidsparse::cuda {
 
 inline constexpr std::uint32_t kAllLanes = 0xFFFFFFFFU;
 
-/// The keys of a row, and which tiles may be chosen: bit t%32 of word t/32.
-struct ScoreRow {
-  std::uint32_t* keys;              ///< [tiles], in shared memory or not
+/// What is the same for all rows of a strip; words hold 32 tiles each.
+struct RowSetting {
   int tiles;                        ///< N_k
-  const std::uint32_t* present;     ///< non-empty tiles; zero beyond the last tile
+  int words;                        ///< of a bitmap row
+  const std::uint32_t* present;     ///< non-empty tiles; zero beyond the last one
   const std::uint32_t* candidates;  ///< those of them the top k is chosen from
-  bool restricted;                  ///< not all that are present are candidates
-
-  __device__ bool is_candidate(int tile) const {
-    return !restricted || ((candidates[tile / 32] >> (tile % 32)) & 1U) != 0;
-  }
+  int candidate_count;
+  bool restricted;  ///< not all that are present are candidates
+  int top_k;
 };
 
-/// What a first pass tells of a row.
-struct RowRange {
-  std::uint32_t highest;        ///< of all tiles: kNoScore if none is present
-  bool has_nan;                 ///< among all tiles
-  std::uint32_t candidate_low;  ///< of the candidates, if there are any
-  std::uint32_t candidate_high;
+/// The candidates' keys of a row in registers, for up to 32 * kSteps tiles; kNoScore elsewhere.
+template <int kSteps>
+class RegisterRow {
+ public:
+  __device__ RegisterRow(const RowSetting& setting, const std::uint32_t* keys, int lane) {
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      const int tile = i * 32 + lane;
+      keys_[i] = tile < setting.tiles ? keys[tile] : kNoScore;
+    }
+    if (!setting.restricted) return;
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      if (i < setting.words && ((setting.candidates[i] >> lane) & 1U) == 0) keys_[i] = kNoScore;
+    }
+  }
+
+  template <class Visit>
+  __device__ void for_each(Visit&& visit) const {
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) visit(i, keys_[i]);
+  }
+
+ private:
+  std::uint32_t keys_[kSteps];
 };
 
-__device__ inline RowRange range_of(const ScoreRow& row, int lane) {
-  RowRange range = {kNoScore, false, 0xFFFFFFFFU, kNoScore};
-  for (int tile = lane; tile < row.tiles; tile += 32) {
-    const std::uint32_t key = row.keys[tile];
-    range.highest = max(range.highest, key);
-    range.has_nan |= key == kNanScore;
-    if (key == kNoScore || !row.is_candidate(tile)) continue;
-    range.candidate_low = min(range.candidate_low, key);
-    range.candidate_high = max(range.candidate_high, key);
+/// The same left where they are, for any number of tiles.
+class MemoryRow {
+ public:
+  __device__ MemoryRow(const RowSetting& setting, const std::uint32_t* keys, int lane)
+      : setting_(setting), keys_(keys), lane_(lane) {}
+
+  template <class Visit>
+  __device__ void for_each(Visit&& visit) const {
+#pragma unroll 8
+    for (int i = 0; i < setting_.words; ++i) {
+      const int tile = i * 32 + lane_;
+      std::uint32_t key = tile < setting_.tiles ? keys_[tile] : kNoScore;
+      if (setting_.restricted && ((setting_.candidates[i] >> lane_) & 1U) == 0) key = kNoScore;
+      visit(i, key);
+    }
   }
-  range.highest = __reduce_max_sync(kAllLanes, range.highest);
-  range.has_nan = __any_sync(kAllLanes, range.has_nan) != 0;
-  range.candidate_low = __reduce_min_sync(kAllLanes, range.candidate_low);
-  range.candidate_high = __reduce_max_sync(kAllLanes, range.candidate_high);
-  return range;
-}
+
+ private:
+  const RowSetting& setting_;
+  const std::uint32_t* keys_;
+  int lane_;
+};
 
 /// Selected are all keys above the threshold, and of those equal to it the first `ties`.
 struct Cut {
@@ -55,27 +80,24 @@ struct Cut {
   int ties;
 };
 
-template <bool kRestricted>
-__device__ int count_from(const ScoreRow& row, std::uint32_t least, int lane) {
-  int count = 0;
-#pragma unroll 8
-  for (int tile = lane; tile < row.tiles; tile += 32) {
-    const bool above = row.keys[tile] >= least;
-    count += kRestricted ? above && row.is_candidate(tile) : above;
-  }
-  return static_cast<int>(__reduce_add_sync(kAllLanes, static_cast<unsigned>(count)));
-}
-
-/// The cut that keeps exactly `k` of `candidates` > k > 0 tiles: bisection between the lowest and
-/// the highest key, ended early where a threshold happens to keep k.
-template <bool kRestricted>
-__device__ Cut bisect(const ScoreRow& row, const RowRange& range, int k, int lane) {
-  std::uint32_t low = range.candidate_low;        // count_from(low) >= k
-  std::uint32_t high = range.candidate_high + 1;  // count_from(high) = above < k
+/// The cut that keeps exactly k of more than k > 0 candidates: bisection between the lowest and the
+/// highest key, ended early where a threshold happens to keep k.
+template <class Row>
+__device__ Cut bisect(const Row& row, int k) {
+  std::uint32_t low = 0xFFFFFFFFU;  // at least k keys are >= low
+  std::uint32_t high = kNoScore;    // `above` keys, fewer than k, are >= high
+  row.for_each([&](int, std::uint32_t key) {
+    low = min(low, key - 1);  // wraps where there is no score
+    high = max(high, key);
+  });
+  low = __reduce_min_sync(kAllLanes, low) + 1;
+  high = __reduce_max_sync(kAllLanes, high) + 1;
   int above = 0;
   while (high - low > 1) {
     const std::uint32_t middle = low + (high - low) / 2;
-    const int count = count_from<kRestricted>(row, middle, lane);
+    int mine = 0;
+    row.for_each([&](int, std::uint32_t key) { mine += key >= middle ? 1 : 0; });
+    const int count = static_cast<int>(__reduce_add_sync(kAllLanes, static_cast<unsigned>(mine)));
     if (count == k) return {middle - 1, 0};
     if (count > k) {
       low = middle;
@@ -87,47 +109,42 @@ __device__ Cut bisect(const ScoreRow& row, const RowRange& range, int k, int lan
   return {low, k - above};
 }
 
-__device__ inline Cut find_cut(const ScoreRow& row, const RowRange& range, int candidates, int k,
-                               int lane) {
-  if (candidates <= k) return {kNoScore, 0};
-  if (k == 0) return {0xFFFFFFFFU, 0};
-  return row.restricted ? bisect<true>(row, range, k, lane) : bisect<false>(row, range, k, lane);
+template <class Row>
+__device__ Cut find_cut(const RowSetting& setting, const Row& row) {
+  if (setting.top_k == 0) return {0xFFFFFFFFU, 0};
+  if (setting.candidate_count <= setting.top_k) return {kNoScore, 0};
+  return bisect(row, setting.top_k);
 }
 
-/// Writes a bitmap row of `words` 32-bit words: the selection, all tiles that are present but no
-/// candidates (exempt ones), and those of `always` (may be null) that are present.
-__device__ inline void write_bits(const ScoreRow& row, const Cut& cut, const std::uint32_t* always,
-                                  std::uint32_t* mask, int words, int lane) {
+/// Writes a bitmap row: the top k, all tiles that are present but no candidates (exempt ones), and
+/// those of `always` (may be null) that are present.
+__device__ inline void write_bits(const RowSetting& setting, const MemoryRow& row, const Cut& cut,
+                                  const std::uint32_t* always, std::uint32_t* mask, int lane) {
   int ties = cut.ties;
-  for (int first = 0; first < words; first += 32) {
-    std::uint32_t mine = 0;  // word first + lane
-    const int last = min(32, words - first);
-    for (int i = 0; i < last; ++i) {
-      const int tile = (first + i) * 32 + lane;
-      std::uint32_t key = kNoScore;
-      if (tile < row.tiles && row.is_candidate(tile)) key = row.keys[tile];
-      std::uint32_t bits = __ballot_sync(kAllLanes, key > cut.threshold);
-      if (ties > 0) {
-        std::uint32_t equal = __ballot_sync(kAllLanes, key == cut.threshold);
-        const int many = __popc(equal);
-        for (int excess = many - ties; excess > 0; --excess) equal ^= 0x80000000U >> __clz(equal);
-        ties -= min(many, ties);
-        bits |= equal;
-      }
-      if (i == lane) mine = bits;
+  std::uint32_t mine = 0;  // the word of this lane among the last 32
+  row.for_each([&](int i, std::uint32_t key) {
+    std::uint32_t bits = __ballot_sync(kAllLanes, key > cut.threshold);
+    if (ties > 0) {
+      std::uint32_t equal = __ballot_sync(kAllLanes, key == cut.threshold);
+      const int many = __popc(equal);
+      for (int excess = many - ties; excess > 0; --excess) equal ^= 0x80000000U >> __clz(equal);
+      ties -= min(many, ties);
+      bits |= equal;
     }
-    if (lane >= last) continue;
-    const std::uint32_t present = row.present[first + lane];
-    if (row.restricted) mine |= present & ~row.candidates[first + lane];
-    if (always != nullptr) mine |= always[first + lane] & present;
-    mask[first + lane] = mine;
-  }
+    if (i % 32 == lane) mine = bits;
+    if (i % 32 != 31 && i != setting.words - 1) return;
+    const int word = i / 32 * 32 + lane;
+    if (word > i || word >= setting.words) return;
+    const std::uint32_t present = setting.present[word];
+    if (setting.restricted) mine |= present & ~setting.candidates[word];
+    if (always != nullptr) mine |= always[word] & present;
+    mask[word] = mine;
+  });
 }
 
 /// The bitmap row of a Plain query tile: everything that is present.
-__device__ inline void write_all_bits(const ScoreRow& row, std::uint32_t* mask, int words,
-                                      int lane) {
-  for (int word = lane; word < words; word += 32) mask[word] = row.present[word];
+__device__ inline void write_all_bits(const RowSetting& setting, std::uint32_t* mask, int lane) {
+  for (int word = lane; word < setting.words; word += 32) mask[word] = setting.present[word];
 }
 
 struct SoftmaxRow {
@@ -137,20 +154,28 @@ struct SoftmaxRow {
 
 /// Turns the first `columns` keys of a row into weights exp(score - max), split(), 0 where there is
 /// no score.
-__device__ inline SoftmaxRow softmax(const ScoreRow& row, const RowRange& range, int columns,
-                                     int lane) {
+__device__ inline SoftmaxRow softmax(std::uint32_t* keys, int columns, int lane) {
   const float infinity = __uint_as_float(0x7F800000U);
   constexpr float kLog2E = 1.44269504f;
-  float max = -infinity;
-  if (range.highest != kNoScore) max = score_of(range.has_nan ? kNanScore : range.highest);
+  std::uint32_t highest = kNoScore;
+  bool has_nan = false;
+#pragma unroll 8
+  for (int tile = lane; tile < columns; tile += 32) {
+    highest = max(highest, keys[tile]);
+    has_nan |= keys[tile] == kNanScore;
+  }
+  highest = __reduce_max_sync(kAllLanes, highest);
+  float max = highest == kNoScore ? -infinity : score_of(highest);
+  if (__any_sync(kAllLanes, has_nan)) max = score_of(kNanScore);
   const bool weightless = max == -infinity;
   float sum = 0;
+#pragma unroll 4
   for (int tile = lane; tile < columns; tile += 32) {
-    const std::uint32_t key = row.keys[tile];
-    float weight = 0;
-    if (key != kNoScore && !weightless) weight = exp2f((score_of(key) - max) * kLog2E);
+    const std::uint32_t key = keys[tile];
+    float weight = ptx::exp2_approximate((score_of(key) - max) * kLog2E);
+    if (key == kNoScore || weightless) weight = 0;
     sum += weight;
-    row.keys[tile] = split(weight);
+    keys[tile] = split(weight);
   }
 #pragma unroll
   for (int apart = 16; apart > 0; apart /= 2) sum += __shfl_xor_sync(kAllLanes, sum, apart);

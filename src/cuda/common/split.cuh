@@ -5,9 +5,10 @@
 #include <cstdint>
 
 // fp32 products on bf16 tensor cores. x = high + low + e with |e| <= 2^-18 |x|, so three of the
-// four products, high * high + high * low + low * high, have an error below 2^-16 |x y|. Infinities
-// do not survive this (inf - inf; inf * a low part of the other sign), so whoever splits looks for
-// them.
+// four products, high * high + high * low + low * high, have an error below 2^-16 |x y|. The low
+// part of an infinity or NaN is NaN, so a product with either is NaN, and whoever finds a NaN works
+// it out anew in fp32. Tensor cores cut their sums off instead of rounding them: long sums must be
+// taken in pieces that are added elsewhere.
 
 namespace vidsparse::cuda {
 
@@ -39,10 +40,6 @@ __device__ inline std::uint32_t split(float x) {
 /// Back from split(x).
 __device__ inline float joined(std::uint32_t word) {
   return __uint_as_float(word & 0xFFFF0000U) + __uint_as_float(word << 16);
-}
-
-__device__ inline bool is_finite(float x) {
-  return (__float_as_uint(x) & 0x7F800000U) != 0x7F800000U;
 }
 
 }  // namespace vidsparse::cuda

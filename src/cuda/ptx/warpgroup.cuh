@@ -22,4 +22,20 @@ __device__ inline void barrier_sync(uint32_t id, uint32_t threads) {
   asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+/// 9.7.13.1 barrier.red.and: the same, and whether `predicate` holds in all of them.
+__device__ inline bool barrier_all(uint32_t id, uint32_t threads, bool predicate) {
+  uint32_t all;
+  asm volatile(
+      "{\n"
+      ".reg .pred p, q;\n"
+      "setp.ne.u32 p, %3, 0;\n"
+      "barrier.cta.red.and.pred.aligned q, %1, %2, p;\n"
+      "selp.u32 %0, 1, 0, q;\n"
+      "}"
+      : "=r"(all)
+      : "r"(id), "r"(threads), "r"(static_cast<uint32_t>(predicate))
+      : "memory");
+  return all != 0;
+}
+
 }  // namespace vidsparse::ptx

@@ -34,8 +34,8 @@ struct AttendConfig {
   // A V slot is in use for longer than its K slot: until its weights are there and multiplied.
   static constexpr int kKeySlots = 5 * 128 / HeadDim;
   static constexpr int kValueSlots = 6 * 128 / HeadDim;
-  static constexpr int kQueue = 16;  ///< commands of a consumer: value slots + 2 items' ends fit
-  static constexpr int kRanks = 64;  ///< of the plan
+  static constexpr int kQueue = 16;   ///< commands of a consumer: value slots + 2 items' ends fit
+  static constexpr int kRanks = 64;   ///< of the plan
   static constexpr int kOrders = 32;  ///< from planner to loaders
 
   // Bytes from the start of shared memory, which is 1024-byte aligned.
@@ -50,13 +50,13 @@ struct AttendConfig {
   static constexpr int kQueues = kCredit + 8 * 2;
   static constexpr int kOrderRing = (kQueues + 4 * kConsumers * kQueue + 15) / 16 * 16;
   static constexpr int kPlan = kOrderRing + 32 * kOrders;
-  static constexpr int kRead = kPlan + 4 * kConsumers * kRanks;
-  static constexpr int kSharedBytes = kRead + 4 * 2;
+  static constexpr int kDone = kPlan + 4 * kConsumers * kRanks;
+  static constexpr int kSharedBytes = kDone + 4 * 2;
   static_assert(kSharedBytes <= 227 * 1024);
   static_assert(kQueue >= kValueSlots + 2);
 };
 
-/// What a consumer is told of a key fragment, or that its item is done.
+/// What a consumer is told: to attend a key fragment, or that its item is done.
 ///   31..30 lap of the queue   29 end   28 some slots are not valid
 ///   27..24 key slot   23 its parity   22..19 value slot   18 its parity
 ///   17..0 index in the fragment table
@@ -65,6 +65,7 @@ struct Command {
   static constexpr std::uint32_t kPartial = 1U << 28;
   static constexpr std::int32_t kMaxFragments = 1 << 18;
 
+  static constexpr bool is_end(std::uint32_t command) { return (command & kEnd) != 0; }
   static constexpr std::uint32_t key_slot(std::uint32_t command) { return command >> 24 & 15; }
   static constexpr std::uint32_t key_parity(std::uint32_t command) { return command >> 23 & 1; }
   static constexpr std::uint32_t value_slot(std::uint32_t command) { return command >> 19 & 15; }
@@ -74,8 +75,8 @@ struct Command {
                                       std::uint32_t value_slot, std::uint32_t value_parity) {
     return key_slot << 24 | key_parity << 23 | value_slot << 19 | value_parity << 18;
   }
-  /// Of entry number `count` in a ring of `length`: 1 to 3, never what memory starts as, so no entry
-  /// is 0.
+  /// Of entry number `count` in a ring of `length`: 1 to 3, never what memory starts as, so no
+  /// entry is 0.
   static constexpr std::uint32_t lap(std::uint32_t count, std::uint32_t length) {
     return (count / length % 3 + 1) << 30;
   }

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "cuda/ptx/mbarrier.cuh"
+#include "cuda/ptx/shared_word.cuh"
 #include "cuda/ptx/tma.cuh"
 #include "cuda/ptx/warpgroup.cuh"
 #include "cuda/ptx/wgmma.cuh"
@@ -27,7 +28,7 @@ class Consumer {
         shared_(shared),
         address_(address),
         index_(index),
-        queue_(reinterpret_cast<std::uint32_t*>(shared + Config::kQueues) + index * Config::kQueue),
+        queue_(address + Config::kQueues + 4 * index * Config::kQueue),
         query_(ptx::wgmma_descriptor(address + Config::kQuery + index * Config::kFragmentBytes, 0,
                                      1024)),
         keys_(ptx::wgmma_descriptor(address + Config::kKeys, 0, 1024)),
@@ -58,44 +59,56 @@ class Consumer {
  private:
   using Weights = std::uint32_t[16];
 
-  /// The next fragment's scores run behind this one's weighted values.
+  /// If the next fragment is there when this one's weights are, its scores and this one's weighted
+  /// values go to the tensor cores together, and its softmax runs while they are busy with the
+  /// values. Products must come in the same order in all four warps, so they decide together, and
+  /// before the products begin: ptxas serializes them when they are waited for in a branch.
   __device__ void attend(const Item& item, Softmax& softmax, float (&output)[kD / 2]) {
-    for (std::uint32_t command = pop(); !(command & Command::kEnd); command = pop()) {
+    for (std::uint32_t command = pop(); !Command::is_end(command); command = pop()) {
       float scores[32];
-      wait_for_keys(command);
+      Weights weights;
+      ptx::mbarrier_wait(full_k(command), Command::key_parity(command));
       multiply_keys(command, scores);
       ptx::wgmma_wait<0>();
       ptx::wgmma_pin(scores);
       release_keys(command);
-      while (true) {
-        Weights weights;
-        weigh(command, item, softmax, scores, output, weights);
-        wait_for_values(command, item);
-        // Decided before the products begin: ptxas serializes them around a branch.
-        const std::uint32_t next = peek();
-        const bool ahead =
-            next != 0 && !(next & Command::kEnd) && __all_sync(~0U, keys_are_there(next));
-        if (!ahead) {
-          multiply_values(command, weights, output);
-          ptx::wgmma_wait<0>();
-          ptx::wgmma_pin(output);
-          ptx::wgmma_pin(weights);
-          release_values(command);
-          break;
-        }
+      weigh(command, item, softmax, scores);
+      softmax.rescale(output);
+      convert(scores, weights);
+      std::uint32_t next = peek();
+      while (is_there(next)) {
         ++popped_;
-        multiply_values(command, weights, output);
         multiply_keys(next, scores);
+        wait_for_values(command, item);
+        multiply_values(command, weights, output);
+        const std::uint32_t after = peek();
         ptx::wgmma_wait<1>();
-        release_values(command);
+        ptx::wgmma_pin(scores);
+        release_keys(next);
+        weigh(next, item, softmax, scores);
         ptx::wgmma_wait<0>();
         ptx::wgmma_pin(output);
         ptx::wgmma_pin(weights);
-        ptx::wgmma_pin(scores);
-        release_keys(next);
+        release_values(command);
+        softmax.rescale(output);
+        convert(scores, weights);
         command = next;
+        next = after != 0 ? after : peek();
       }
+      wait_for_values(command, item);
+      multiply_values(command, weights, output);
+      ptx::wgmma_wait<0>();
+      ptx::wgmma_pin(output);
+      ptx::wgmma_pin(weights);
+      release_values(command);
     }
+  }
+
+  /// Whether all warps have been told of a next fragment and its K has arrived.
+  __device__ bool is_there(std::uint32_t next) const {
+    const bool told = next != 0 && !Command::is_end(next);
+    return ptx::barrier_all(
+        1 + index_, 128, told && ptx::mbarrier_try_wait(full_k(next), Command::key_parity(next)));
   }
 
   __device__ void multiply_keys(std::uint32_t command, float (&scores)[32]) {
@@ -110,11 +123,14 @@ class Consumer {
     ptx::wgmma_commit();
   }
 
-  /// Scores to weights in the form of a product's operand.
   __device__ void weigh(std::uint32_t command, const Item& item, Softmax& softmax,
-                        float (&scores)[32], float (&output)[kD / 2], Weights& weights) {
+                        float (&scores)[32]) {
     if (command & Command::kPartial) mask_scores(valid_slots(command, item), scores);
-    softmax.weigh(scores, output);
+    softmax.weigh(scores);
+  }
+
+  /// Weights in the form of a product's operand in registers.
+  __device__ static void convert(const float (&scores)[32], Weights& weights) {
 #pragma unroll
     for (int i = 0; i < 16; ++i) weights[i] = pack<T>(scores[2 * i], scores[2 * i + 1]);
   }
@@ -194,8 +210,7 @@ class Consumer {
 
   /// The next command, or 0 if it is not there yet.
   __device__ std::uint32_t peek() const {
-    const std::uint32_t command =
-        *const_cast<const volatile std::uint32_t*>(queue_ + popped_ % Config::kQueue);
+    const std::uint32_t command = ptx::load_acquire(queue_ + 4 * (popped_ % Config::kQueue));
     const bool there = (command & (3U << 30)) == Command::lap(popped_, Config::kQueue);
     return __shfl_sync(~0U, there ? command : 0, 0);
   }
@@ -206,7 +221,11 @@ class Consumer {
 #endif
     while (command == 0) {
 #ifdef EXP_GUARD
-      if (++guard > (1 << 22)) { printf("hang pop thread %d block %d popped %u\n", (int)threadIdx.x, (int)blockIdx.x, popped_); __trap(); }
+      if (++guard > (1 << 22)) {
+        printf("hang pop thread %d block %d popped %u\n", (int)threadIdx.x, (int)blockIdx.x,
+               popped_);
+        __trap();
+      }
 #endif
 #ifndef EXP_SPIN
       __nanosleep(20);
@@ -216,13 +235,8 @@ class Consumer {
     ++popped_;
     return command;
   }
-  __device__ bool keys_are_there(std::uint32_t command) const {
-    return ptx::mbarrier_try_wait(address_ + Config::kFullK + 8 * Command::key_slot(command),
-                                  Command::key_parity(command));
-  }
-  __device__ void wait_for_keys(std::uint32_t command) const {
-    while (!keys_are_there(command)) {
-    }
+  __device__ std::uint32_t full_k(std::uint32_t command) const {
+    return address_ + Config::kFullK + 8 * Command::key_slot(command);
   }
   __device__ void release_keys(std::uint32_t command) {
     if (lane_ != 0) return;
@@ -243,7 +257,7 @@ class Consumer {
   int index_;
   int lane_ = static_cast<int>(threadIdx.x) % 32;
   int warp_ = static_cast<int>(threadIdx.x) / 32 % 4;
-  const std::uint32_t* queue_;
+  std::uint32_t queue_;
   std::uint32_t popped_ = 0;
   std::uint64_t query_;  // descriptors, of slot 0
   std::uint64_t keys_;

@@ -1,8 +1,10 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "cuda/ptx/mbarrier.cuh"
+#include "cuda/ptx/shared_word.cuh"
 #include "cuda/ptx/tma.cuh"
 #include "cuda/sm90/attend_config.hpp"
 #include "cuda/sm90/attend_pace.cuh"
@@ -11,17 +13,16 @@
 
 namespace vidsparse::cuda::sm90 {
 
-/// The thread that loads K, or the one that loads V and then tells the consumers. (Not K's: a
-/// command must not be read before both copies are under way, or a consumer that waits for its slot
-/// could take the end of an older copy for its own.)
+/// The thread that loads K, or the one that loads V and then tells the consumers.
 template <class T, class Config, bool IsValue>
 class Loader {
  public:
   __device__ Loader(const AttendParameters<T>& parameters, char* shared, std::uint32_t address)
       : p_(parameters),
         orders_(reinterpret_cast<const Order*>(shared + Config::kOrderRing)),
-        read_(reinterpret_cast<std::uint32_t*>(shared + Config::kRead) + IsValue),
-        queues_(reinterpret_cast<std::uint32_t*>(shared + Config::kQueues)),
+        words_(address + Config::kOrderRing + offsetof(Order, word)),
+        done_(address + Config::kDone),
+        queues_(address + Config::kQueues),
         full_(address + (IsValue ? Config::kFullV : Config::kFullK)),
         empty_(address + (IsValue ? Config::kEmptyV : Config::kEmptyK)),
         slots_(address + (IsValue ? Config::kValues : Config::kKeys)) {}
@@ -29,23 +30,26 @@ class Loader {
   __device__ void run() {
     Pace<T> pace(p_);
     for (std::uint32_t number = 0;; ++number) {
-      const Order* order = orders_ + number % Config::kOrders;
+      const std::uint32_t at = number % Config::kOrders;
+      const std::uint32_t lap = Command::lap(number, Config::kOrders);
       std::uint32_t word;
-      while (((word = *const_cast<const volatile std::uint32_t*>(&order->word)) & (3U << 30)) !=
-             Command::lap(number, Config::kOrders)) {
+      while (((word = ptx::load_acquire(words_ + at * sizeof(Order))) & (3U << 30)) != lap) {
         __nanosleep(20);
       }
       if (word & Order::kStop) return;
-      asm volatile("" ::: "memory");  // no read of the rest before, none after
-      const Order now = *order;
-      asm volatile("" ::: "memory");
-      *const_cast<volatile std::uint32_t*>(read_) = number + 1;
+      const Order order = orders_[at];
+      const bool end = Command::is_end(order.command);
+      const std::uint32_t users = end ? 7 : Order::users(word);
       if constexpr (!IsValue) pace.step(Order::pace_steps(word));
-      if (now.command & Command::kEnd) {
-        if constexpr (IsValue) tell(7, Command::kEnd);
-        continue;
+      if (!end) load(order, users);
+      if constexpr (IsValue) {
+        // Not before K is under way too: a consumer that waits for a slot whose former copy has not
+        // ended could take that end for the one it waits for.
+        while (static_cast<std::int32_t>(ptx::load_acquire(done_) - number) <= 0) {
+        }
+        tell(users, order.command);
       }
-      load(now, Order::users(word));
+      ptx::store_release(done_ + 4 * IsValue, number + 1);
     }
   }
 
@@ -64,27 +68,27 @@ class Loader {
                   IsValue ? order.column_v : order.column_k);
     const std::uint32_t absent = 4 * (Config::kConsumers - __popc(users));
     if (absent != 0) ptx::mbarrier_arrive(empty, absent);
-    if constexpr (IsValue) tell(users, order.command);
   }
 
   __device__ void tell(std::uint32_t users, std::uint32_t command) {
 #pragma unroll
     for (int c = 0; c < Config::kConsumers; ++c) {
       if ((users >> c & 1) == 0) continue;
-      volatile std::uint32_t* queue = queues_ + c * Config::kQueue;
-      queue[told_[c] % Config::kQueue] = command | Command::lap(told_[c], Config::kQueue);
+      const std::uint32_t at = c * Config::kQueue + told_[c] % Config::kQueue;
+      ptx::store_release(queues_ + 4 * at, command | Command::lap(told_[c], Config::kQueue));
       ++told_[c];
     }
   }
 
   const AttendParameters<T>& p_;
   const Order* orders_;
-  std::uint32_t* read_;
-  std::uint32_t* queues_;
+  std::uint32_t words_;
+  std::uint32_t done_;  ///< orders K's loader is done with; then V's
+  std::uint32_t queues_;
   std::uint32_t full_;
   std::uint32_t empty_;
   std::uint32_t slots_;
-  std::uint32_t told_[Config::kConsumers] = {};
+  std::uint32_t told_[Config::kConsumers] = {};  ///< commands, by V's loader
 };
 
 }  // namespace vidsparse::cuda::sm90

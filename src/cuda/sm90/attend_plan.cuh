@@ -43,7 +43,9 @@ struct alignas(16) Order {
 /// would fill the ring while the others starve; so a fragment's turn is its *rank*: how many
 /// fragments its consumer has been given before (the least among its consumers). Of each rank there
 /// is at most one fragment a consumer, which makes a table of ranks x consumers a queue that sorts.
-/// On lists that share nothing this is turn and turn about, on equal lists ascending order.
+/// On lists that share nothing this is turn and turn about. Lists that share much are better loaded
+/// in ascending order, which the planner does: what waits in a slot for a consumer whose turn has
+/// not come is in the others' way.
 ///
 /// A warp fills it, 32 candidates at a time, one a lane; ranks that every consumer has reached, or
 /// that must make room, are taken out in order.

@@ -1,8 +1,10 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "cuda/ptx/mbarrier.cuh"
+#include "cuda/ptx/shared_word.cuh"
 #include "cuda/sm90/attend_config.hpp"
 #include "cuda/sm90/attend_parameters.hpp"
 #include "cuda/sm90/attend_plan.cuh"
@@ -16,7 +18,6 @@ class Planner {
   __device__ Planner(const AttendParameters<T>& parameters, char* shared, std::uint32_t address)
       : p_(parameters),
         orders_(reinterpret_cast<Order*>(shared + Config::kOrderRing)),
-        read_(reinterpret_cast<std::uint32_t*>(shared + Config::kRead)),
         address_(address),
         plan_(shared, lane_) {}
 
@@ -60,6 +61,9 @@ class Planner {
     const int column_k = p_.k.column(item.batch, item.head / p_.group);
     const int column_v = p_.v.column(item.batch, item.head / p_.group);
     plan_.restart(rows);
+    const std::uint32_t loads_before = loads_;
+    const bool take_turns = !shared_;
+    uses_ = 0;
     // Both reads run ahead of their use.
     std::uint32_t users = users_of(lane_);
     uint2 valid = valid_of(users, lane_);
@@ -71,18 +75,21 @@ class Planner {
       users = later_users;
       valid = valid_of(users, key + 32);
       later_users = users_of(key + 64);
-#ifdef EXP_ASC
-      emit(wanted != 0, static_cast<std::uint32_t>(key) | (whole ? 0 : Command::kPartial), wanted | pace_word(wave * p_.pace_steps + (p_.pace_fragments > 0 ? base / p_.pace_fragments + 1 : 0)), table, column_k, column_v);
-      continue;
-#endif
-      plan_.add(wanted, static_cast<std::uint32_t>(key) | (whole ? 0 : Command::kPartial));
+      const auto command = static_cast<std::uint32_t>(key) | (whole ? 0 : Command::kPartial);
       const int steps = p_.pace_fragments > 0 ? base / p_.pace_fragments + 1 : 0;
       const std::uint32_t pace = pace_word(wave * p_.pace_steps + steps);
+      uses_ += __popc(wanted);
+      if (!take_turns) {
+        emit(wanted != 0, command, wanted | pace, table, column_k, column_v);
+        continue;
+      }
+      plan_.add(wanted, command);
       plan_.take(base + 32 >= p_.key_fragments,
-                 [&](bool ripe, std::uint32_t command, std::uint32_t whom) {
-                   emit(ripe, command, whom | pace, table, column_k, column_v);
+                 [&](bool ripe, std::uint32_t order, std::uint32_t whom) {
+                   emit(ripe, order, whom | pace, table, column_k, column_v);
                  });
     }
+    shared_ = __reduce_add_sync(~0U, uses_) * 2 > (loads_ - loads_before) * 3;
   }
 
   __device__ std::uint32_t pace_word(int steps) const {
@@ -122,18 +129,22 @@ class Planner {
   }
 
   __device__ void write(std::uint32_t number, const Order& order) {
-    volatile Order* to = orders_ + number % Config::kOrders;
-    // The word last: its lap tells that the rest is there.
-    to->w = order.w, to->h = order.h, to->t = order.t, to->segment = order.segment;
-    to->column_k = order.column_k, to->column_v = order.column_v, to->command = order.command;
-    to->word = order.word | Command::lap(number, Config::kOrders);
+    const std::uint32_t at = number % Config::kOrders;
+    auto* halves = reinterpret_cast<const uint4*>(&order);
+    auto* to = reinterpret_cast<uint4*>(orders_ + at);
+    to[0] = halves[0];
+    *reinterpret_cast<uint2*>(to + 1) = make_uint2(halves[1].x, halves[1].y);
+    reinterpret_cast<std::uint32_t*>(to)[6] = halves[1].z;
+    // Its lap tells that the rest is there.
+    ptx::store_release(address_ + Config::kOrderRing + at * sizeof(Order) + offsetof(Order, word),
+                       order.word | Command::lap(number, Config::kOrders));
   }
 
   __device__ void wait_for_room(std::uint32_t count) const {
-    const volatile std::uint32_t* read = read_;
-    while (static_cast<std::int32_t>(written_ + count - Config::kOrders - read[0]) > 0 ||
-           static_cast<std::int32_t>(written_ + count - Config::kOrders - read[1]) > 0) {
-      __nanosleep(100);
+    const std::uint32_t needed = written_ + count - Config::kOrders;
+    for (int loader = 0; loader < 2; ++loader) {
+      const std::uint32_t done = address_ + Config::kDone + 4 * loader;
+      while (static_cast<std::int32_t>(needed - ptx::load_acquire(done)) > 0) __nanosleep(100);
     }
     __syncwarp();
   }
@@ -141,10 +152,11 @@ class Planner {
   const AttendParameters<T>& p_;
   int lane_ = static_cast<int>(threadIdx.x) % 32;
   Order* orders_;
-  const std::uint32_t* read_;
   std::uint32_t address_;
   Plan<Config> plan_;
   std::uint32_t loads_ = 0;    // fragments so far
+  std::uint32_t uses_ = 0;     // this lane's, of the item
+  bool shared_ = false;        // the former item's fragments had 1.5 consumers and more
   std::uint32_t written_ = 0;  // orders so far
 };
 

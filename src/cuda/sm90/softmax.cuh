@@ -35,9 +35,9 @@ class Softmax {
  public:
   __device__ explicit Softmax(float scale_log2) : scale_(scale_log2) {}
 
-  /// Turns the scores of a fragment into weights, adds them up, and rescales `output` if it must.
-  template <int Values>
-  __device__ void weigh(float (&scores)[32], float (&output)[Values]) {
+  /// Turns the scores of a fragment into weights and adds them up. Then rescale() the output,
+  /// before these weights add to it.
+  __device__ void weigh(float (&scores)[32]) {
     float most[2] = {scores[0], scores[2]};
 #pragma unroll
     for (int i = 1; i < 32; ++i) most[i / 2 % 2] = fmaxf(most[i / 2 % 2], scores[i]);
@@ -46,20 +46,16 @@ class Softmax {
       most[r] = fmaxf(most[r], __shfl_xor_sync(~0U, most[r], 1));
       most[r] = fmaxf(most[r], __shfl_xor_sync(~0U, most[r], 2));
     }
-    const bool grown = (most[0] - max_[0]) * scale_ > kLag || (most[1] - max_[1]) * scale_ > kLag;
-    if (__any_sync(~0U, grown)) {
+    grown_ =
+        __any_sync(~0U, (most[0] - max_[0]) * scale_ > kLag || (most[1] - max_[1]) * scale_ > kLag);
+    if (grown_) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const float former = max_[r];
         max_[r] = fmaxf(former, most[r]);
         // -inf before and after is no growth; their difference is no number.
-        const float factor =
-            former == max_[r] ? 1.0F : ptx::exp2_approximate((former - max_[r]) * scale_);
-        sum_[r] *= factor;
-#pragma unroll
-        for (int i = 0; i < Values; ++i) {
-          if (i / 2 % 2 == r) output[i] *= factor;
-        }
+        factor_[r] = former == max_[r] ? 1.0F : ptx::exp2_approximate((former - max_[r]) * scale_);
+        sum_[r] *= factor_[r];
       }
     }
     float shift[2];
@@ -73,6 +69,13 @@ class Softmax {
     }
     sum_[0] += part[0] + part[1];
     sum_[1] += part[2] + part[3];
+  }
+
+  template <int Values>
+  __device__ void rescale(float (&output)[Values]) const {
+    if (!grown_) return;
+#pragma unroll
+    for (int i = 0; i < Values; ++i) output[i] *= factor_[i / 2 % 2];
   }
 
   /// At the end, once: the rows' sums over the quad.
@@ -99,6 +102,8 @@ class Softmax {
   float scale_;
   float max_[2] = {-INFINITY, -INFINITY};
   float sum_[2] = {0, 0};
+  float factor_[2] = {1, 1};
+  bool grown_ = false;
 };
 
 }  // namespace vidsparse::cuda::sm90
