@@ -196,6 +196,17 @@ def test_always_selected_tiles(device):
         assert torch.equal(masks.to_bool(mask, 8), base | masks.to_bool(always, 8))
 
 
+def test_bits_beyond_the_tiles_are_ignored(device):
+    q = torch.randn(1, 6 * 8 * 8, 2, 64, device=device).bfloat16()
+    always = torch.full((1, 1, 8, 2), -1, device=device)
+    out, mask = vidsparse.video_sparse_attention(
+        q, q, q, grid=(6, 8, 8), top_k=1, always=always, return_selection=True
+    )
+    assert (mask == torch.tensor([255, 0], device=device)).all()
+    dense = vidsparse.block_sparse_attention(q, q, q, always.expand(1, 2, -1, -1), grid=(6, 8, 8))
+    assert torch.equal(out, dense)
+
+
 def test_selection_of_own_pooled_tensors(device):
     qc, kc, vc = (torch.randn(2, 3, n, 64, device=device) for n in (5, 9, 9))
     query, key = Sequence(Video(20, 4, 4)), Sequence(Video(4, 4, 36))
