@@ -214,8 +214,9 @@ def _forward(
 ):  # fmt: skip
     is_tensor = isinstance(gate, Tensor)
     options = Options(
-        shape, *lengths, None, _without_tail(always, shape), sparsity, top_k, _compete(prefix_mode), scale,
-        None if is_tensor or gate is None else float(gate), backend, return_lse, return_selection,
+        shape, *lengths, None, _without_tail(always, shape), sparsity, top_k,
+        _compete(prefix_mode), scale, None if is_tensor or gate is None else float(gate), backend,
+        return_lse, return_selection,
     )  # fmt: skip
     out, lse, mask = ops.forward(q, k, v, gate if is_tensor else None, options)
     if not (return_lse or return_selection):
