@@ -6,8 +6,8 @@
 All contestants take turns on one GPU in one process; figures are medians of GPU time in ms. The
 peer's layer is its host's: gather q, k, v and gate into padded tiles, copy to [B, H, S, D],
 `video_sparse_attn`, gather back. Extra memory is the peak beyond inputs, outputs and gradients.
-The peer tunes its forward at the first problem and keeps that choice. --sweep takes our shapes from
-a sweep at the first problem instead of the table. Compilation takes most of the time: several
+The peer tunes its forward at the first problem and keeps that choice. --sweep measures
+candidates after the first problem, and the others take its choice instead of the table's. Compilation takes most of the time: several
 processes with --warm I/N before the run share it out, through Triton's cache.
 """
 
@@ -118,9 +118,6 @@ def measure(name: str, options: argparse.Namespace, shapes: dict) -> dict:
     watch = Stopwatch(case.q.device)
     record = {"problem": name, "tokens": case.tokens, "heads": case.heads, "tiles": case.tiles,
               "pairs": case.pairs, "sparsity": case.sparsity}  # fmt: skip
-    if options.sweep and "ours" not in shapes:
-        record["sweep"] = sweep(case, watch, list(CANDIDATES), options.rounds)
-        shapes["ours"] = case.kernels.config
     case.kernels.config = shapes.get("ours", case.kernels.config)
     record["shapes"] = str(case.kernels.config)
     if options.check:
@@ -167,6 +164,9 @@ def measure(name: str, options: argparse.Namespace, shapes: dict) -> dict:
         extra["forward and backward peer"] = extra_mib(
             lambda: torch.autograd.grad(peer.layer(*inputs), inputs, case.dout), 4 * tensor_bytes
         )
+    if options.sweep and "ours" not in shapes:
+        record["sweep"] = sweep(case, watch, list(CANDIDATES), options.rounds)
+        shapes["ours"] = case.kernels.config
     record["attend_tflops"] = case.teraflops(record["forward_ms"]["ours"])
     record["attend_backward_tflops"] = case.teraflops(record["backward_ms"]["ours"], True)
     return record
@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("--problems", default="33k,wan14b-720p,123k")
     parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--sweep", action="store_true", help="shapes by a sweep, not by the table")
+    parser.add_argument("--sweep", action="store_true", help="sweep shapes after the first problem")
     parser.add_argument("--check", action="store_true", help="sampled tiles against float64")
     parser.add_argument("--dense", action="store_true", help="torch's dense attention too")
     parser.add_argument("--device", default="cuda")
