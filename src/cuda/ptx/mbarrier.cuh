@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdio>
 
 /// Barriers in shared memory (PTX ISA 9.7.13.15). `barrier` is a shared-window address.
 namespace vidsparse::ptx {
@@ -52,12 +51,8 @@ __device__ inline bool mbarrier_try_wait(uint32_t barrier, uint32_t parity) {
 
 /// Waits for the phase of the given parity.
 __device__ inline void mbarrier_wait(uint32_t barrier, uint32_t parity) {
-#ifdef EXP_GUARD
-  for (int i = 0; !mbarrier_try_wait(barrier, parity); ++i) if (i > (1 << 20)) { printf("hang barrier %u parity %u thread %d block %d\n", barrier, parity, (int)threadIdx.x, (int)blockIdx.x); __trap(); }
-#else
   while (!mbarrier_try_wait(barrier, parity)) {
   }
-#endif
 }
 
 }  // namespace vidsparse::ptx

@@ -1,7 +1,6 @@
 #include "cuda/sm90/attend.hpp"
 
 #include <algorithm>
-#include <cfloat>
 #include <cmath>
 #include <string>
 #include <utility>
@@ -92,9 +91,10 @@ AttendParameters<T> make_parameters(const Context& context, const AttendArgs& ar
              args.lse.shape[2] > 1 ? args.lse.strides[2] : 1};
   }
   const double scale = context.scale(args.scale);
-  // Never 0: masked scores of -inf must stay so.
-  p.scale_log2 = std::max(static_cast<float>(std::abs(scale) * 1.4426950408889634), FLT_MIN);
-  p.negate_query = scale < 0;
+  // The kernel's is above 0, so that masked scores of -inf stay so.
+  p.scale_log2 = scale == 0 ? 1.0F : static_cast<float>(std::abs(scale) * 1.4426950408889634);
+  if (scale == 0) p.query_and = 0;
+  if (scale < 0) p.query_xor = 0x80008000U;
   p.mask = reinterpret_cast<const std::uint32_t*>(args.mask.words);
   p.mask_row = args.mask.shape.row_words() * 2;
   p.mask_head = args.mask.head_stride * 2;
