@@ -161,7 +161,7 @@ class Consumer {
     constexpr int kChunks = kD / 8;  // of a row
     char* to = shared_ + Config::kQuery + index_ * Config::kFragmentBytes;
     ptx::barrier_sync(1 + index_, 128);  // all warps are done with the former item's rows
-#pragma unroll
+#pragma unroll 4
     for (int i = 0; i < 64 * kChunks / 128; ++i) {
       const int slot = (i * 128 + warp_ * 32 + lane_) / kChunks;
       const int chunk = lane_ % kChunks;

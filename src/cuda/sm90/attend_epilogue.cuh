@@ -74,14 +74,16 @@ __device__ void store_rows(const AttendParameters<T>& p, const Item& item, int t
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    // All loads of a half first: one after the other their latencies would add up.
+    // All loads of a half first: one after the other their latencies would add up. Not those of both:
+    // they would not fit the registers.
+    asm volatile("" ::: "memory");
     float2 coarse[kBlocks] = {};
     std::uint32_t gates[2][kBlocks] = {};
     if (p.oc) {
       const auto* from = reinterpret_cast<const float2*>(p.oc.row(item.batch, tile, item.head)) +
                          half * kBlocks * 4 + quad;
 #pragma unroll
-      for (int block = 0; block < kBlocks; ++block) coarse[block] = __ldg(from + block * 4);
+      for (int block = 0; block < kBlocks; ++block) coarse[block] = from[block * 4];
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -90,7 +92,7 @@ __device__ void store_rows(const AttendParameters<T>& p, const Item& item, int t
           reinterpret_cast<const std::uint32_t*>(p.gate.row(item.batch, token[r], item.head)) +
           half * kBlocks * 4 + quad;
 #pragma unroll
-      for (int block = 0; block < kBlocks; ++block) gates[r][block] = __ldg(from + block * 4);
+      for (int block = 0; block < kBlocks; ++block) gates[r][block] = from[block * 4];
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
