@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "cuda/sm90/backend.hpp"
-#include "support/device_memory.hpp"
+#include "device/device_memory.hpp"
 #include "support/gpu_test.hpp"
 #include "support/poisoned.hpp"
 #include "vidsparse/error.hpp"
@@ -11,6 +11,8 @@
 
 namespace vidsparse::testing {
 namespace {
+
+using tools::DeviceMemory;
 
 std::string refusal_of(const Problem& problem) {
   const Verdict verdict = cuda::sm90::backend().can_run(problem, kGpu);
