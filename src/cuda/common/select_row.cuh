@@ -57,9 +57,9 @@ class MemoryRow {
   __device__ MemoryRow(const RowSetting& setting, const std::uint32_t* keys, int lane)
       : setting_(setting), keys_(keys), lane_(lane) {}
 
-  template <class Visit>
+  template <int kUnroll = 8, class Visit>
   __device__ void for_each(Visit&& visit) const {
-#pragma unroll 8
+#pragma unroll(kUnroll)
     for (int i = 0; i < setting_.words; ++i) {
       const int tile = i * 32 + lane_;
       std::uint32_t key = tile < setting_.tiles ? keys_[tile] : kNoScore;
@@ -122,7 +122,7 @@ __device__ inline void write_bits(const RowSetting& setting, const MemoryRow& ro
                                   const std::uint32_t* always, std::uint32_t* mask, int lane) {
   int ties = cut.ties;
   std::uint32_t mine = 0;  // the word of this lane among the last 32
-  row.for_each([&](int i, std::uint32_t key) {
+  row.for_each<2>([&](int i, std::uint32_t key) {
     std::uint32_t bits = __ballot_sync(kAllLanes, key > cut.threshold);
     if (ties > 0) {
       std::uint32_t equal = __ballot_sync(kAllLanes, key == cut.threshold);
