@@ -9,7 +9,9 @@ scaled_dot_product_attention on the same tensors.
 """
 
 import argparse
+import datetime
 import json
+import pathlib
 import platform
 import statistics
 import time
@@ -68,6 +70,13 @@ def measure(device):
     return results
 
 
+def cpu_name():
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
@@ -79,10 +88,12 @@ def main():
     for name, value in results.items():
         print(f"{name:24} {value:6.1f} us")
     if arguments.json:
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+        gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
         record = dict(
-            measurement="host time of a call, us", device=name, torch=torch.__version__,
-            python=platform.python_version(), rounds=ROUNDS, calls=CALLS, microseconds=results,
+            what="host time of a call", cpu=cpu_name(), gpu=gpu, torch=torch.__version__,
+            python=platform.python_version(), vidsparse=vidsparse.info().version,
+            date=datetime.date.today().isoformat(), rounds=ROUNDS, calls=CALLS,
+            microseconds=results,
         )  # fmt: skip
         with open(arguments.json, "w") as file:
             json.dump(record, file, indent=1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import ops, stages
 from .backends import Gate, PrefixMode
 from .errors import refuse
-from .masks import Mask, as_bitmap
+from .masks import Mask, as_bitmap, without_tail
 from .ops import Options
 from .prepared import Shape, count_tokens
 from .sequence import Ints, Sequence, encode_grid, parse_tile
@@ -202,8 +202,8 @@ def select(
         grid, query, key, tile, prefix, kv_grid, layout, query_lengths, key_lengths
     )
     mask, oc, _, _ = stages.select(
-        qc, kc, vc, *lengths, *shape, scale, backend, always, sparsity, top_k,
-        _compete(prefix_mode),
+        qc, kc, vc, *lengths, *shape, scale, backend, _without_tail(always, shape), sparsity,
+        top_k, _compete(prefix_mode),
     )  # fmt: skip
     return mask if vc is None else (mask, oc)
 
@@ -214,13 +214,20 @@ def _forward(
 ):  # fmt: skip
     is_tensor = isinstance(gate, Tensor)
     options = Options(
-        shape, *lengths, None, always, sparsity, top_k, _compete(prefix_mode), scale,
-        None if is_tensor or gate is None else float(gate), backend, return_lse, return_selection,
+        shape, *lengths, None, _without_tail(always, shape), sparsity, top_k,
+        _compete(prefix_mode), scale, None if is_tensor or gate is None else float(gate), backend,
+        return_lse, return_selection,
     )  # fmt: skip
     out, lse, mask = ops.forward(q, k, v, gate if is_tensor else None, options)
     if not (return_lse or return_selection):
         return out
     return (out, *((lse,) if return_lse else ()), *((mask,) if return_selection else ()))
+
+
+def _without_tail(always: Tensor | None, shape: Shape) -> Tensor | None:
+    if always is None:
+        return None
+    return without_tail(always, count_tokens(shape.key, shape.tile)[1])
 
 
 def _compete(prefix_mode: str) -> bool:

@@ -57,13 +57,15 @@ def tau_of(q, k, q_tiles, k_tiles, scale):
 
 
 def check_call(q, k, v, gate, scale, q_tiles, k_tiles, selected, run):
-    """`run(q, k, v, gate)` -> out, lse, on leaves with gradients, judged forward and backward over
-    `selected` bool [B, H, Nq, Nk]. Tensors may be on a GPU; the yardsticks run on the CPU."""
+    """`run(q, k, v, gate)` -> out, lse, judged over `selected` bool [B, H, Nq, Nk]: forward, and
+    backward where the inputs are leaves and gradients are on. Tensors may be on a GPU; the
+    yardsticks run on the CPU."""
     leaves = [x for x in (q, k, v, gate) if isinstance(x, torch.Tensor)]
     out, lse = run(q, k, v, gate)
     dout = torch.randn_like(out)
     dlse = torch.randn_like(lse).masked_fill(torch.isneginf(lse), 0.0)
-    got = torch.autograd.grad((out, lse), leaves, (dout, dlse))
+    backward = torch.is_grad_enabled()
+    got = torch.autograd.grad((out, lse), leaves, (dout, dlse)) if backward else ()
     answers = []
     for dtype in (torch.float64, q.dtype):
         copies = [x.detach().cpu().requires_grad_() for x in leaves]
@@ -72,8 +74,9 @@ def check_call(q, k, v, gate, scale, q_tiles, k_tiles, selected, run):
             *copies[:3], q_tiles, k_tiles, selected.cpu(), copy_gate, scale, dtype
         )
         seeds = (dout.cpu().to(dtype), dlse.cpu().to(exact_lse.dtype))
-        gradients = torch.autograd.grad((exact_out, exact_lse), copies, seeds)
+        results = exact_out, exact_lse
+        gradients = torch.autograd.grad(results, copies, seeds) if backward else ()
         answers.append((exact_out, exact_lse, *gradients))
     names = ("out", "lse", "dq", "dk", "dv", "dgate")
-    for name, result, exact, plain in zip(names, (out, lse, *got), *answers):
+    for name, result, exact, plain in zip(names, (out, lse, *got), *answers, strict=False):
         check(name, result, exact, plain, torch.float32 if name == "lse" else q.dtype)

@@ -44,11 +44,14 @@ def tokens_of(segments):
     return sum(s if isinstance(s, int) else math.prod(s) for s in segments)
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("attempt", range(6))
-def test_random_problem(device, dtype, attempt):
-    if device.type == "cuda" and not can_backward(device, dtype):
-        pytest.skip("no backend with gradients for this dtype on this device")
+def test_random_problem(device, dtype, attempt, training):
+    """On a GPU training and inference may be different backends."""
+    demanding = training or dtype == torch.float32
+    if demanding and device.type == "cuda" and not can_backward(device, dtype):
+        pytest.skip("no backend for this on this device")
     tile = pick((4, 4, 4), (4, 4, 4), (2, 4, 8), (1, 8, 8), (3, 8, 8))
     q_segments = random_segments()
     k_segments = pick(q_segments, random_segments())
@@ -75,31 +78,33 @@ def test_random_problem(device, dtype, attempt):
         )  # fmt: skip
         return out, lse
 
-    run(q, k, v, gate)
-    selected = masks.to_bool(seen["mask"], len(k_tiles)).cpu()
-    number_scale = head_dim**-0.5 if scale is None else scale
-    args = q.detach().cpu(), k.detach().cpu(), q_tiles, k_tiles, number_scale
-    scores, tau = transcription.scores_of(*args), judging.tau_of(*args)
-    full = [True] * len(k_tiles)
-    video_rows = ~torch.tensor(q_plain)
-    rows = selected[:, :, video_rows], scores[:, :, video_rows], tau[:, :, video_rows]
-    assert selected[:, :, ~video_rows].all()
-    if mode == "exempt":
-        plain = torch.tensor(k_plain)
-        assert rows[0][..., plain].all()
-        judging.check_selection(
-            rows[0] & ~plain, rows[1], rows[2], [not p for p in k_plain], top_k
-        )
-    else:
-        judging.check_selection(*rows, full, top_k + sum(k_plain))
-    judging.check_call(q, k, v, gate, scale, q_tiles, k_tiles, selected, run)
-
     def attend(q, k, v, gate):
         return vidsparse.block_sparse_attention(
             q, k, v, selected.to(device), return_lse=True, **common
         )
 
-    judging.check_call(q, k, v, None, scale, q_tiles, k_tiles, selected, attend)
+    with torch.set_grad_enabled(training):
+        run(q, k, v, gate)
+        selected = masks.to_bool(seen["mask"], len(k_tiles)).cpu()
+        check_rows(q, k, q_tiles, q_plain, k_tiles, k_plain, top_k, mode, scale, selected)
+        judging.check_call(q, k, v, gate, scale, q_tiles, k_tiles, selected, run)
+        judging.check_call(q, k, v, None, scale, q_tiles, k_tiles, selected, attend)
+
+
+def check_rows(q, k, q_tiles, q_plain, k_tiles, k_plain, top_k, mode, scale, selected):
+    """The selection of every query row, by its kind and the mode."""
+    number_scale = q.shape[3] ** -0.5 if scale is None else scale
+    args = q.detach().cpu(), k.detach().cpu(), q_tiles, k_tiles, number_scale
+    scores, tau = transcription.scores_of(*args), judging.tau_of(*args)
+    video_rows, plain = ~torch.tensor(q_plain), torch.tensor(k_plain)
+    assert selected[:, :, ~video_rows].all()
+    chosen, scores, tau = (x[:, :, video_rows] for x in (selected, scores, tau))
+    if mode == "exempt":
+        assert chosen[..., plain].all()
+        judging.check_selection(chosen & ~plain, scores, tau, (~plain).tolist(), top_k)
+    else:
+        full = [True] * len(k_tiles)
+        judging.check_selection(chosen, scores, tau, full, top_k + sum(k_plain))
 
 
 def test_packed_tiles_with_poisoned_pads(device):
@@ -194,6 +199,17 @@ def test_always_selected_tiles(device):
     ):
         _, mask = vidsparse.video_sparse_attention(q, k, k, always=always, **kwargs)
         assert torch.equal(masks.to_bool(mask, 8), base | masks.to_bool(always, 8))
+
+
+def test_bits_beyond_the_tiles_are_ignored(device):
+    q = torch.randn(1, 6 * 8 * 8, 2, 64, device=device).bfloat16()
+    always = torch.full((1, 1, 8, 2), -1, device=device)
+    out, mask = vidsparse.video_sparse_attention(
+        q, q, q, grid=(6, 8, 8), top_k=1, always=always, return_selection=True
+    )
+    assert (mask == torch.tensor([255, 0], device=device)).all()
+    dense = vidsparse.block_sparse_attention(q, q, q, always.expand(1, 2, -1, -1), grid=(6, 8, 8))
+    assert torch.equal(out, dense)
 
 
 def test_selection_of_own_pooled_tensors(device):
