@@ -46,7 +46,7 @@ TARGETS = {  # name -> target, bytes of shared memory a block may have
 NO_SPILLS = ("sm_89", "sm_120")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
-FLOATS = {"qc", "kc", "vc", "oc", "d_oc", "dqc", "dkc", "dvc", "lse", "dlse", "delta",
+FLOATS = {"qc", "kc", "vc", "oc", "d_oc", "dqc", "dkc", "dvc", "lse", "dlse", "delta", "norms",
           "coarse_max", "coarse_sum", "scratch"}  # fmt: skip
 INTS = {"mask", "always", "q_tokens", "k_tokens", "q_facts", "k_facts", "facts", "q_lengths",
         "k_lengths", "lengths", "counts"}  # fmt: skip
@@ -59,8 +59,8 @@ def kernels(config: Config, dim: int):
     """Name, function, launch shape and constants of each kernel, in its fullest variant."""
     lengths = {"Q_LENGTHS": True, "K_LENGTHS": True}
 
-    def walk(shape):
-        return {**lengths, "E": 64, "D": dim, "PRECISION": "ieee",
+    def walk(shape, *sides):
+        return {**dict.fromkeys(sides or lengths, True), "E": 64, "D": dim, "PRECISION": "ieee",
                 "ROWS": shape.rows, "COLUMNS": shape.columns}  # fmt: skip
 
     pooled = {"D": dim, "PRECISION": config.coarse_precision}
@@ -76,14 +76,13 @@ def kernels(config: Config, dim: int):
         ("lists", lists_kernel, plain,
          {"BY_KEY": True, "LENGTHS": True, "E": 64, "LINES": 32, "CHUNK": 128}),
         ("attend", attend_kernel, config.attend,
-         {**walk(config.attend), "NEGATIVE": False, "SAME_STRIDE": True, "GATE": 2, "HAS_LSE": True,
-          "MASKED_STAGES": config.attend.masked_stages or config.attend.stages}),
+         {**walk(config.attend), "NEGATIVE": False, "SAME_STRIDE": True, "GATE": 2, "HAS_LSE": True}),
         ("prepare", prepare_kernel, plain,
          {"GATE": 2, "HAS_DGATE": True, "HAS_DLSE": True, "Q_LENGTHS": True, "E": 64, "D": dim}),
         ("coarse_backward", coarse_backward_kernel, config.coarse,
          {**pooled, **lengths, "BLOCK": config.coarse.rows}),
         ("key_gradients", key_gradients_kernel, config.key_gradients,
-         {**walk(config.key_gradients), "SAME_STRIDE": True, "HAS_COARSE": True}),
+         {**walk(config.key_gradients, "K_LENGTHS"), "SAME_STRIDE": True, "HAS_COARSE": True}),
         ("query_gradients", query_gradients_kernel, config.query_gradients,
          {**walk(config.query_gradients), "SAME_STRIDE": True, "HAS_COARSE": True}),
     ]  # fmt: skip

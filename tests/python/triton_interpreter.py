@@ -1,9 +1,9 @@
 """Triton for the interpreter where there is no GPU, with bfloat16 that works there: Triton's own
 multiplies the bit patterns and truncates.
 
-Functions are made for the interpreter or for a GPU when they are imported, Triton's own too, so this
-must be imported before anything imports Triton. The variable is put back after that: to the other
-tests of the process a CPU stays a device that Triton refuses.
+Functions are made for the interpreter or for a GPU when they are imported, Triton's own too: this
+must be imported before anything imports Triton. The variable is put back after that, so that to the
+other tests of the process a CPU stays a device that Triton refuses.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if INTERPRETED:
     before = os.environ.get("TRITON_INTERPRET")
     os.environ["TRITON_INTERPRET"] = "1"
     import numpy as np
+    import triton.experimental.gluon  # noqa: F401  Triton imports it at the first launch
     import triton.language as tl
     from triton.runtime import interpreter
 

@@ -16,7 +16,6 @@ def _walk(
     k_stride_t, v_stride_t, scale2,
     MASKED: tl.constexpr, K_LENGTHS: tl.constexpr,
     E: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
-    MASKED_STAGES: tl.constexpr,
 ):  # fmt: skip
     """Online softmax over `count` listed tiles, COLUMNS keys a step. `top` is the running maximum
     of the raw products; weights are 2^(scale2 * (product - top)), scale2 >= 0."""
@@ -29,7 +28,7 @@ def _walk(
     tile = tl.load(items, mask=count > 0, other=0).to(tl.int32)
     ahead = tl.load(items + step_sign * (tl.minimum(1, last) // PARTS), mask=count > 0, other=0)
     token = tl.load(k_tokens + tile * E + slot)
-    for step in tl.range(0, count * PARTS, num_stages=MASKED_STAGES if MASKED else None):
+    for step in range(0, count * PARTS):
         row = token.to(tl.int64)[:, None]
         if MASKED:
             valid = valid_tokens(k_facts, k_tiles, tile, lengths, True, K_LENGTHS)
@@ -81,7 +80,7 @@ def attend_kernel(
     GATE: tl.constexpr,  # 0 none, 1 a number, 2 a tensor
     HAS_LSE: tl.constexpr, Q_LENGTHS: tl.constexpr, K_LENGTHS: tl.constexpr,
     E: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    PRECISION: tl.constexpr, MASKED_STAGES: tl.constexpr,  # of the loop over tiles that need masks
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program ROWS queries of a tile: grid (Nq * E / ROWS, H, B)."""
     PARTS: tl.constexpr = E // ROWS
@@ -125,12 +124,10 @@ def attend_kernel(
     acc, total, top = _walk(
         acc, total, top, query, k, v, items, 1, front, k_tokens, k_facts, k_tiles, k_lengths,
         k_stride_t, v_stride_t, scale2, False, K_LENGTHS, E, D, COLUMNS, PRECISION,
-        MASKED_STAGES,
     )  # fmt: skip
     acc, total, top = _walk(
         acc, total, top, query, k, v, items + capacity - 1, -1, back, k_tokens, k_facts, k_tiles,
         k_lengths, k_stride_t, v_stride_t, scale2, True, K_LENGTHS, E, D, COLUMNS, PRECISION,
-        MASKED_STAGES,
     )  # fmt: skip
 
     exists = slot < tl.load(q_facts + tile)  # in memory; pads of packed tiles are written too

@@ -17,7 +17,6 @@ class Shape:
     stages: int
     rows: int = 64  # tokens (or pooled tiles) of the side that a program owns; divides 64
     columns: int = 64  # of the side that it walks, in a step; divides 64
-    masked_stages: int | None = None  # of the loop over ragged tiles, where others than `stages`
     registers: int | None = None  # of a thread at most, so that more programs run at once
     search: int = 4096  # scores that one step of select's search holds in registers
 
@@ -40,23 +39,24 @@ class Config:
     coarse_precision: str  # of fp32 products: three TF32 ones where tensor cores have them
 
 
-# Ada and consumer Blackwell have 99 KB of shared memory a block, Ampere's and Hopper's data-centre
-# parts 163 and 227. A stage of a 64-token bf16 tile pair of 128 dimensions is 32 KB. Where ragged
-# tiles take one stage, more of them spill registers.
+# A program's registers and shared memory decide how many run at once on a multiprocessor, which is
+# what hides latency here: no program overlaps its own products with its softmax. Ada and consumer
+# Blackwell have 100 KB of shared memory (99 for one program), the A100 164 and the H100 228.
+# A stage of 64 keys and values of 128 dimensions is 32 KB in bf16.
 TABLE = {
     "sm80": Config(
-        attend=Shape(4, 3, masked_stages=1),
-        key_gradients=Shape(8, 2),
-        query_gradients=Shape(8, 2),
-        select=Shape(4, 1, 16, 32),
+        attend=Shape(4, 3, columns=32),
+        key_gradients=Shape(4, 2, columns=32),
+        query_gradients=Shape(4, 2, columns=32),
+        select=Shape(8, 1, 16),
         coarse=Shape(8, 1, 16),
         coarse_precision="tf32x3",
     ),
-    "sm89": Config(
-        attend=Shape(4, 2, 64, 32, masked_stages=1),
-        key_gradients=Shape(8, 1, 64, 32),
-        query_gradients=Shape(8, 1),
-        select=Shape(8, 1, 16, 64),
+    "sm89": Config(  # two programs each of attend and of both gradients
+        attend=Shape(4, 2, columns=32),
+        key_gradients=Shape(4, 2, columns=16),
+        query_gradients=Shape(4, 2, columns=16),
+        select=Shape(8, 1, 16),
         coarse=Shape(8, 1, 16),
         coarse_precision="tf32x3",
     ),
@@ -69,10 +69,10 @@ TABLE = {
         coarse_precision="tf32x3",
     ),
     "gfx": Config(
-        attend=Shape(8, 1),
-        key_gradients=Shape(8, 1, 64, 32),
-        query_gradients=Shape(8, 1),
-        select=Shape(8, 1, 16, 32),
+        attend=Shape(4, 1, columns=32),
+        key_gradients=Shape(8, 1, columns=32),
+        query_gradients=Shape(8, 1, columns=32),
+        select=Shape(8, 1, 16, 16, search=2048),
         coarse=Shape(8, 1, 16),
         coarse_precision="ieee",
     ),
@@ -96,7 +96,7 @@ def config_for(backend: str, arch: int | str, dtype: torch.dtype) -> Config:
     return replace(
         row,
         attend=Shape(8, 1, 32, 16),
-        key_gradients=Shape(8, 1, 32, 32),
+        key_gradients=Shape(8, 1, 32, 16),
         query_gradients=Shape(8, 1, 16, 16),
     )
 

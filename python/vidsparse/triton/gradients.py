@@ -12,9 +12,9 @@ from .tiles import valid_tokens
 
 @triton.jit
 def _key_walk(
-    dk, dv, key, value, q, dout, lse, delta, items, step_sign, count, q_tokens, q_facts, q_tiles,
-    q_lengths, q_stride_t, do_stride_t, scale2,
-    MASKED: tl.constexpr, Q_LENGTHS: tl.constexpr,
+    dk, dv, key, value, q, dout, norms, delta, items, step_sign, count, q_tokens,
+    q_stride_t, do_stride_t, scale2,
+    MASKED: tl.constexpr,
     E: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Adds what `count` listed query tiles give to a block of keys, COLUMNS queries a step."""
@@ -27,17 +27,14 @@ def _key_walk(
     token = tl.load(q_tokens + tile * E + slot)
     for step in range(0, count * PARTS):
         row = token.to(tl.int64)[:, None]
+        place = tile * E + (step % PARTS) * COLUMNS + slot
+        norm = tl.load(norms + place)
+        inner = tl.load(delta + place)
         if MASKED:
-            valid = valid_tokens(q_facts, q_tiles, tile, q_lengths, True, Q_LENGTHS)
-            alive = slot < valid - (step % PARTS) * COLUMNS
-            norm = tl.load(lse + token, mask=alive, other=float("-inf"))
-            alive = alive & (norm != float("-inf"))
-            inner = tl.load(delta + token, mask=alive, other=0.0)
+            alive = norm != float("inf")
             query = tl.load(q + row * q_stride_t + dim[None, :], mask=alive[:, None], other=0.0)
             grad = tl.load(dout + row * do_stride_t + dim[None, :], mask=alive[:, None], other=0.0)
         else:
-            norm = tl.load(lse + token)
-            inner = tl.load(delta + token)
             query = tl.load(q + row * q_stride_t + dim[None, :])
             grad = tl.load(dout + row * do_stride_t + dim[None, :])
         tile = ahead.to(tl.int32)
@@ -45,7 +42,7 @@ def _key_walk(
         ahead = tl.load(items + step_sign * (tl.minimum(step + 2, last) // PARTS))
 
         score = tl.dot(key, tl.trans(query), input_precision=PRECISION)
-        weight = tl.exp2(score * scale2 - (norm * LOG2E)[None, :])
+        weight = tl.exp2(score * scale2 - norm[None, :])
         if MASKED:
             weight = tl.where(alive[None, :], weight, 0.0)
         dv = tl.dot(weight.to(grad.dtype), grad, dv, input_precision=PRECISION)
@@ -58,24 +55,23 @@ def _key_walk(
 
 
 @triton.jit(
-    do_not_specialize=["heads", "group", "q_tiles", "k_tiles", "capacity", "q_total"]
+    do_not_specialize=["heads", "group", "q_tiles", "k_tiles", "capacity"]
 )  # fmt: skip
 def key_gradients_kernel(
     q, k, v, dout, dk, dv,  # [B, tokens, heads, D]
-    lse, delta,  # fp32 [B, H, Sq]
+    norms, delta,  # fp32 [B, H, Nq, E]
     dkc, dvc,  # fp32 [B, G, Nk, D]
     items, counts,  # lists of query tiles by key tile
-    q_tokens, k_tokens, q_facts, k_facts,
-    q_lengths, k_lengths, q_length_stride, k_length_stride,
+    q_tokens, k_tokens, k_facts, k_lengths, k_length_stride,
     q_stride_b, q_stride_t, q_stride_h,
     k_stride_b, k_stride_t, k_stride_h,
     v_stride_b, v_stride_t, v_stride_h,
     do_stride_b, do_stride_t, do_stride_h,
     dk_stride_b, dk_stride_t, dk_stride_h,
     dv_stride_b, dv_stride_t, dv_stride_h,
-    heads, group, q_tiles, k_tiles, capacity, q_total, scale,
+    heads, group, q_tiles, k_tiles, capacity, scale,
     SAME_STRIDE: tl.constexpr,  # of the tokens of the two tensors that are walked
-    HAS_COARSE: tl.constexpr, Q_LENGTHS: tl.constexpr, K_LENGTHS: tl.constexpr,
+    HAS_COARSE: tl.constexpr, K_LENGTHS: tl.constexpr,
     E: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -106,7 +102,6 @@ def key_gradients_kernel(
     )
     if SAME_STRIDE:
         do_stride_t = q_stride_t
-    q_lengths += batch * q_length_stride
     d_key = tl.zeros([ROWS, D], tl.float32)
     d_value = tl.zeros([ROWS, D], tl.float32)
     for member in range(0, group):
@@ -118,18 +113,18 @@ def key_gradients_kernel(
         list_start = items + line * capacity
         queries = q + batch * q_stride_b + head * q_stride_h
         grads = dout + batch * do_stride_b + head * do_stride_h
-        norms = lse + plane * q_total
-        inners = delta + plane * q_total
+        first_slot = plane * q_tiles * E
         d_key, d_value = _key_walk(
-            d_key, d_value, key, value, queries, grads, norms, inners, list_start, 1, front,
-            q_tokens, q_facts, q_tiles, q_lengths, q_stride_t, do_stride_t, scale * LOG2E,
-            False, Q_LENGTHS, E, D, COLUMNS, PRECISION,
+            d_key, d_value, key, value, queries, grads, norms + first_slot,
+            delta + first_slot, list_start, 1, front,
+            q_tokens, q_stride_t, do_stride_t, scale * LOG2E,
+            False, E, D, COLUMNS, PRECISION,
         )  # fmt: skip
         d_key, d_value = _key_walk(
-            d_key, d_value, key, value, queries, grads, norms, inners,
-            list_start + capacity - 1, -1, back,
-            q_tokens, q_facts, q_tiles, q_lengths, q_stride_t, do_stride_t, scale * LOG2E,
-            True, Q_LENGTHS, E, D, COLUMNS, PRECISION,
+            d_key, d_value, key, value, queries, grads, norms + first_slot,
+            delta + first_slot, list_start + capacity - 1, -1, back,
+            q_tokens, q_stride_t, do_stride_t, scale * LOG2E,
+            True, E, D, COLUMNS, PRECISION,
         )  # fmt: skip
 
     d_key *= scale
@@ -191,11 +186,11 @@ def _query_walk(
 
 
 @triton.jit(
-    do_not_specialize=["heads", "group", "q_tiles", "k_tiles", "capacity", "q_total"]
+    do_not_specialize=["heads", "group", "q_tiles", "k_tiles", "capacity"]
 )  # fmt: skip
 def query_gradients_kernel(
     q, k, v, dout, dq,  # [B, tokens, heads, D]
-    lse, delta,  # fp32 [B, H, Sq]
+    norms, delta,  # fp32 [B, H, Nq, E]
     dqc,  # fp32 [B, H, Nq, D]
     items, counts,  # lists of key tiles by query tile
     q_tokens, k_tokens, q_facts, k_facts,
@@ -205,7 +200,7 @@ def query_gradients_kernel(
     v_stride_b, v_stride_t, v_stride_h,
     do_stride_b, do_stride_t, do_stride_h,
     dq_stride_b, dq_stride_t, dq_stride_h,
-    heads, group, q_tiles, k_tiles, capacity, q_total, scale,
+    heads, group, q_tiles, k_tiles, capacity, scale,
     SAME_STRIDE: tl.constexpr,  # of the tokens of the two tensors that are walked
     HAS_COARSE: tl.constexpr, Q_LENGTHS: tl.constexpr, K_LENGTHS: tl.constexpr,
     E: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -240,8 +235,8 @@ def query_gradients_kernel(
         + token[:, None] * do_stride_t + dim[None, :],
         mask=alive[:, None], other=0.0,
     )  # fmt: skip
-    norm = tl.load(lse + plane * q_total + token, mask=alive, other=float("-inf"))
-    inner = tl.load(delta + plane * q_total + token, mask=alive, other=0.0)
+    norm = tl.load(norms + line * E + slot)
+    inner = tl.load(delta + line * E + slot)
     if SAME_STRIDE:
         v_stride_t = k_stride_t
     k += batch * k_stride_b + kv_head * k_stride_h
@@ -252,17 +247,17 @@ def query_gradients_kernel(
     items += line * capacity
     acc = tl.zeros([ROWS, D], tl.float32)
     acc = _query_walk(
-        acc, query, grad, norm * LOG2E, inner, k, v, items, 1, front, k_tokens, k_facts, k_tiles,
+        acc, query, grad, norm, inner, k, v, items, 1, front, k_tokens, k_facts, k_tiles,
         k_lengths, k_stride_t, v_stride_t, scale * LOG2E,
         False, K_LENGTHS, E, D, COLUMNS, PRECISION,
     )  # fmt: skip
     acc = _query_walk(
-        acc, query, grad, norm * LOG2E, inner, k, v, items + capacity - 1, -1, back,
+        acc, query, grad, norm, inner, k, v, items + capacity - 1, -1, back,
         k_tokens, k_facts, k_tiles, k_lengths, k_stride_t, v_stride_t, scale * LOG2E,
         True, K_LENGTHS, E, D, COLUMNS, PRECISION,
     )  # fmt: skip
-    # Rows of lse = -inf met weights of 2^inf above; they have no fine gradient.
-    acc = tl.where((norm == float("-inf"))[:, None], 0.0, acc * scale)
+    # Rows without weight have no fine gradient, whatever they met above.
+    acc = tl.where((norm == float("inf"))[:, None], 0.0, acc * scale)
     if HAS_COARSE:
         share = 1.0 / tl.maximum(valid, 1).to(tl.float32)
         acc += (tl.load(dqc + line * D + dim) * share)[None, :]

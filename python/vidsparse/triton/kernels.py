@@ -218,9 +218,9 @@ class TritonKernels(Kernels):
             *_strides(q), *_strides(k), *_strides(v), *_strides(weights), *_strides(out),
             p.heads_q, self.group, self.query.tiles, self.key.tiles, capacity, q.shape[1],
             scale, gate if isinstance(gate, float) else 0.0,
-            scale < 0, k.stride(1) == v.stride(1), _gate_kind(gate), lse is not None, ql.given, kl.given,
+            scale < 0, k.stride(1) == v.stride(1), _gate_kind(gate), lse is not None,
+            ql.given, kl.given,
             self.key.slots, p.head_dim, shape.rows, shape.columns, self.precision,
-            shape.masked_stages or shape.stages,
             **shape.options,
         )  # fmt: skip
 
@@ -289,7 +289,8 @@ class TritonKernels(Kernels):
         query, key = self.query, self.key
         coarse = gate is not None
         kind = _gate_kind(gate)
-        delta = self._empty(b, h, q.shape[1])
+        delta = self._empty(b, h, query.tiles, query.slots)
+        norms = self._empty(b, h, query.tiles, query.slots)
         whole = self._empty(b, h, query.tiles, dtype=torch.int8)
         d_oc = self._empty(b, h, query.tiles, d) if coarse else self.no_floats
         weights = gate if isinstance(gate, Tensor) else q
@@ -297,7 +298,7 @@ class TritonKernels(Kernels):
         if query.tiles * b * h > 0:
             prepare_kernel[(query.tiles, h, b)](
                 out, dout, weights, d_weights, oc if coarse else self.no_floats, d_oc,
-                lse, lse if dlse is None else dlse, delta, whole,
+                lse, lse if dlse is None else dlse, delta, norms, whole,
                 query.tokens, query.facts, ql.tensor, ql.stride,
                 *_strides(out), *_strides(dout), *_strides(weights), *_strides(d_weights),
                 h, query.tiles, q.shape[1], gate if isinstance(gate, float) else 0.0,
@@ -309,19 +310,16 @@ class TritonKernels(Kernels):
             dqc, dkc, dvc = self._coarse_backward(
                 q, k, v, lengths, scale, oc, d_oc, coarse_max, coarse_sum
             )
-        common = (
-            query.tokens, key.tokens, query.facts, key.facts,
-            ql.tensor, kl.tensor, ql.stride, kl.stride,
-            *_strides(q), *_strides(k), *_strides(v), *_strides(dout),
-        )  # fmt: skip
+        strides = (*_strides(q), *_strides(k), *_strides(v), *_strides(dout))
         if key.tiles * b * g > 0:
             items, counts, capacity = self._lists(mask, query.tiles, query, ql, whole)
             shape = config.key_gradients
             key_gradients_kernel[(key.blocks(shape.rows), g, b)](
-                q, k, v, dout, dk, dv, lse, delta, dkc, dvc, items, counts,
-                *common, *_strides(dk), *_strides(dv),
-                h, self.group, query.tiles, key.tiles, capacity, q.shape[1], scale,
-                q.stride(1) == dout.stride(1), coarse, ql.given, kl.given, key.slots, d,
+                q, k, v, dout, dk, dv, norms, delta, dkc, dvc, items, counts,
+                query.tokens, key.tokens, key.facts, kl.tensor, kl.stride,
+                *strides, *_strides(dk), *_strides(dv),
+                h, self.group, query.tiles, key.tiles, capacity, scale,
+                q.stride(1) == dout.stride(1), coarse, kl.given, key.slots, d,
                 shape.rows, shape.columns, self.precision, **shape.options,
             )  # fmt: skip
             del items, counts  # the other lists take the same memory
@@ -329,9 +327,10 @@ class TritonKernels(Kernels):
             items, counts, capacity = self._lists(mask, key.tiles, key, kl, None)
             shape = config.query_gradients
             query_gradients_kernel[(query.blocks(shape.rows), h, b)](
-                q, k, v, dout, dq, lse, delta, dqc, items, counts,
-                *common, *_strides(dq),
-                h, self.group, query.tiles, key.tiles, capacity, q.shape[1], scale,
+                q, k, v, dout, dq, norms, delta, dqc, items, counts,
+                query.tokens, key.tokens, query.facts, key.facts,
+                ql.tensor, kl.tensor, ql.stride, kl.stride, *strides, *_strides(dq),
+                h, self.group, query.tiles, key.tiles, capacity, scale,
                 k.stride(1) == v.stride(1), coarse, ql.given, kl.given, key.slots, d,
                 shape.rows, shape.columns, self.precision, **shape.options,
             )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .attend import LOG2E
 from .tiles import valid_tokens
 
 
@@ -12,7 +13,8 @@ from .tiles import valid_tokens
 def prepare_kernel(
     out, dout, gate, dgate,  # [B, Sq, H, D]
     oc, d_oc,  # fp32 [B, H, Nq, D]
-    lse, dlse, delta,  # fp32 [B, H, Sq]
+    lse, dlse,  # fp32 [B, H, Sq]
+    delta, norms,  # fp32 [B, H, Nq, E]: by slot, so that a step of the walks reads them in a row
     whole,  # int8 [B, H, Nq]: full tile without rows of lse = -inf
     q_tokens, q_facts, q_lengths, q_length_stride,
     o_stride_b, o_stride_t, o_stride_h,
@@ -24,7 +26,8 @@ def prepare_kernel(
     HAS_DGATE: tl.constexpr, HAS_DLSE: tl.constexpr, Q_LENGTHS: tl.constexpr,
     E: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """delta = sum_d dout * (out - gate * oc) - dlse. Grid (Nq, H, B)."""
+    """delta = sum_d dout * (out - gate * oc) - dlse; norms = lse in base 2, +inf (a weight of 0)
+    where a row is a pad or has no weight. Grid (Nq, H, B)."""
     tile = tl.program_id(0)
     head = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
@@ -72,12 +75,14 @@ def prepare_kernel(
                 )  # fmt: skip
         total = tl.sum(tl.where(alive[:, None], grad * result, 0.0), 1)
         at = plane * q_total + token
-        norm = tl.load(lse + at, mask=alive, other=0.0)
+        norm = tl.load(lse + at, mask=alive, other=float("-inf"))
+        dead = norm == float("-inf")
         if HAS_DLSE:
             total -= tl.load(dlse + at, mask=alive, other=0.0)
-        tl.store(delta + at, total, mask=alive)
-        dead_rows += tl.sum((norm == float("-inf")).to(tl.int32), 0)
+        place = (plane * q_tiles + tile) * E + start + row
+        tl.store(delta + place, tl.where(dead, 0.0, total))
+        tl.store(norms + place, tl.where(dead, float("inf"), norm * LOG2E))
+        dead_rows += tl.sum(dead.to(tl.int32), 0)
     if GATE != 0:
         tl.store(d_oc + (plane * q_tiles + tile) * D + dim, d_pooled)
-    easy = (valid == E) & (dead_rows == 0)
-    tl.store(whole + plane * q_tiles + tile, easy.to(tl.int8))
+    tl.store(whole + plane * q_tiles + tile, (dead_rows == 0).to(tl.int8))
