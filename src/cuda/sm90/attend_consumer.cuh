@@ -108,7 +108,7 @@ class Consumer {
   __device__ bool is_there(std::uint32_t next) const {
     const bool told = next != 0 && !Command::is_end(next);
     return ptx::barrier_all(
-        1 + index_, 128, told && ptx::mbarrier_try_wait(full_k(next), Command::key_parity(next)));
+        1 + index_, 128, told && ptx::mbarrier_test_wait(full_k(next), Command::key_parity(next)));
   }
 
   __device__ void multiply_keys(std::uint32_t command, float (&scores)[32]) {

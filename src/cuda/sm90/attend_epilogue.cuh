@@ -74,8 +74,8 @@ __device__ void store_rows(const AttendParameters<T>& p, const Item& item, int t
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    // All loads of a half first: one after the other their latencies would add up. Not those of both:
-    // they would not fit the registers.
+    // All loads of a half first: one after the other their latencies would add up. Not those of
+    // both: they would not fit the registers.
     asm volatile("" ::: "memory");
     float2 coarse[kBlocks] = {};
     std::uint32_t gates[2][kBlocks] = {};
