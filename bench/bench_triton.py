@@ -6,11 +6,15 @@
 All contestants take turns on one GPU in one process; figures are medians of GPU time in ms. The
 peer's layer is its host's: gather q, k, v and gate into padded tiles, copy to [B, H, S, D],
 `video_sparse_attn`, gather back. Extra memory is the peak beyond inputs, outputs and gradients.
+The peer tunes its forward at the first problem and keeps that choice. --sweep takes our shapes from
+a sweep at the first problem instead of the table. Compilation takes most of the time: several
+processes with --warm I/N before the run share it out, through Triton's cache.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
@@ -21,13 +25,15 @@ os.environ["FASTVIDEO_VSA_TRITON"] = "1"  # the peer's Triton kernels, whatever 
 import torch
 import triton
 
-from triton_case import Case, in_turns
+from triton_case import Case, Stopwatch
 from triton_check import Check
+from triton_sweep import CANDIDATES, stage_of, sweep
 
 try:
     import fastvideo_kernel as peer_package
     from fastvideo_kernel.block_sparse_attn import block_sparse_attn_backward_triton
     from fastvideo_kernel.triton_kernels.block_sparse_attn_triton import (
+        _attn_fwd_sparse,
         triton_block_sparse_attn_forward,
     )
 except ImportError as missing:
@@ -47,7 +53,7 @@ class Peer:
         self.tiled = [self.tile(x).transpose(1, 2).contiguous()
                       for x in (case.q, case.k, case.v, case.dout)]  # fmt: skip
         counts = case.map.sum(-1, dtype=torch.int32)
-        index = case.map.to(torch.int8).argsort(-1, descending=True, stable=True)
+        index = case.map.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
         self.lists = index[..., : int(counts.max())].to(torch.int32).contiguous(), counts
         self.result = triton_block_sparse_attn_forward(*self.tiled[:3], *self.lists, self.sizes)
 
@@ -82,8 +88,10 @@ class Peer:
         return (self.untile(self.result[0].transpose(1, 2)) - self.case.out).abs().max().item()
 
 
-def extra_mib(call, kept: int) -> float:
+def extra_mib(call, kept: int) -> float | None:
     """Peak of a call beyond what is allocated now and the `kept` bytes of its results."""
+    if not torch.cuda.is_available():
+        return None
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -93,78 +101,122 @@ def extra_mib(call, kept: int) -> float:
     return (torch.cuda.max_memory_allocated() - before - kept) / 2**20
 
 
-def measure(name: str, options: argparse.Namespace) -> dict:
-    """Every figure of one problem."""
-    case = Case(name, options.sparsity)
+def checked(case: Case) -> dict[str, float]:
+    """Errors as a share of plain arithmetic's (2 is allowed), of the bound for oc and selection."""
     check = Check(case)
     check.selection()
     case.attend()
     check.attend()
     case.attend_backward()
     check.attend_backward()
-    record = {"problem": name, "tokens": case.tokens, "heads": case.heads, "tiles": case.tiles,
-              "pairs": case.pairs, "sparsity": case.sparsity,
-              "error_over_plain": check.worst}  # fmt: skip
-    print(name, {what: round(ratio, 2) for what, ratio in check.worst.items()}, flush=True)
+    return check.worst
 
-    calls = {"attend ours": case.attend}
-    backward = {"attend ours": case.attend_backward}
-    layer = {"layer ours": case.forward}
-    layer_backward = {"layer ours": case.backward}
+
+def measure(name: str, options: argparse.Namespace, shapes: dict) -> dict:
+    """Every figure of one problem. `shapes` are kept from problem to problem."""
+    case = Case(name, options.sparsity, options.device)
+    watch = Stopwatch(case.q.device)
+    record = {"problem": name, "tokens": case.tokens, "heads": case.heads, "tiles": case.tiles,
+              "pairs": case.pairs, "sparsity": case.sparsity}  # fmt: skip
+    if options.sweep and "ours" not in shapes:
+        record["sweep"] = sweep(case, watch, list(CANDIDATES), options.rounds)
+        shapes["ours"] = case.kernels.config
+    case.kernels.config = shapes.get("ours", case.kernels.config)
+    record["shapes"] = str(case.kernels.config)
+    if options.check:
+        record["error_over_plain"] = checked(case)
+        print(name, {k: round(x, 2) for k, x in record["error_over_plain"].items()}, flush=True)
+
     tensor_bytes = case.q.numel() * case.q.element_size()
+    attend, backward = {"ours": case.attend}, {"ours": case.attend_backward}
+    layer, layer_backward = {"ours": case.forward}, {"ours": case.backward}
+    extra = record["extra_mib"] = {}
+    case.attend()
     peer = None
     if peer_package is not None and not case.layout.plain_tiles:
+        if "peer" in shapes:
+            _attn_fwd_sparse.configs = [shapes["peer"]]
         peer = Peer(case)
+        shapes["peer"] = _attn_fwd_sparse.best_config
+        record["peer_shape"] = str(shapes["peer"])
         record["difference_on_same_map"] = peer.agreement()
-        print(name, "difference to the peer on the same map", record["difference_on_same_map"])
-        inputs = [x.detach().requires_grad_() for x in (case.q, case.k, case.v, case.gate)]
-        calls["attend peer"] = peer.attend
-        backward["attend peer"] = peer.attend_backward
-        layer["layer peer"] = lambda: peer.layer(case.q, case.k, case.v, case.gate)
+        attend["peer"], backward["peer"] = peer.attend, peer.attend_backward
     if options.dense:
         heads_first = [x.transpose(1, 2) for x in (case.q, case.k, case.v)]
-        calls["dense torch"] = lambda: torch.nn.functional.scaled_dot_product_attention(
+        attend["dense torch"] = lambda: torch.nn.functional.scaled_dot_product_attention(
             *heads_first
         )
-
-    record["forward_ms"] = in_turns(calls, options.rounds, options.rep)
-    record["layer_forward_ms"] = in_turns(layer, options.rounds, options.rep)
+    record["forward_ms"] = watch.in_turns(attend, options.rounds)
     case.attend()
-    record["backward_ms"] = in_turns(backward, options.rounds, options.rep)
-    record["extra_mib"] = {"layer ours": extra_mib(case.forward, 0)}
+    record["backward_ms"] = watch.in_turns(backward, options.rounds)
+    extra["forward ours"] = extra_mib(case.forward, 0)
+    extra["backward ours"] = extra_mib(case.backward, 0)
     if peer is not None:
-        record["extra_mib"]["layer peer"] = extra_mib(layer["layer peer"], tensor_bytes)
         peer.tiled = peer.result = None
-        case.forward()
+        inputs = [x.detach().requires_grad_() for x in (case.q, case.k, case.v, case.gate)]
+        layer["peer"] = lambda: peer.layer(case.q, case.k, case.v, case.gate)
+        extra["forward peer"] = extra_mib(layer["peer"], tensor_bytes)
         result = peer.layer(*inputs)
-        layer_backward["layer peer"] = lambda: torch.autograd.grad(
+        layer_backward["peer"] = lambda: torch.autograd.grad(
             result, inputs, case.dout, retain_graph=True
         )
-    record["layer_backward_ms"] = in_turns(layer_backward, options.rounds, options.rep)
-    record["extra_mib"]["layer backward ours"] = extra_mib(case.backward, 0)
-    record["attend_tflops"] = case.teraflops(record["forward_ms"]["attend ours"])
-    record["attend_backward_tflops"] = case.teraflops(record["backward_ms"]["attend ours"], True)
+    record["layer_forward_ms"] = watch.in_turns(layer, options.rounds)
+    record["layer_backward_ms"] = watch.in_turns(layer_backward, options.rounds)
     if peer is not None:
-        del result
-        record["extra_mib"]["layer training peer"] = extra_mib(
+        del result, layer_backward["peer"]
+        extra["forward and backward peer"] = extra_mib(
             lambda: torch.autograd.grad(peer.layer(*inputs), inputs, case.dout), 4 * tensor_bytes
         )
+    record["attend_tflops"] = case.teraflops(record["forward_ms"]["ours"])
+    record["attend_backward_tflops"] = case.teraflops(record["backward_ms"]["ours"], True)
     return record
+
+
+def warm(options: argparse.Namespace) -> None:
+    """Compiles a share of what the run will launch."""
+    index, count = map(int, options.warm.split("/"))
+    case = Case(options.problems.split(",")[0], options.sparsity, options.device)
+    jobs = [lambda: (case.forward(), case.backward(), case.attend(), case.attend_backward())]
+    if peer_package is not None:
+        every = list(_attn_fwd_sparse.configs)
+        for config in every:
+
+            def tune(config=config):
+                _attn_fwd_sparse.configs = [config]
+                Peer(case).attend_backward()
+
+            jobs.append(tune)
+    for kernel, shapes in CANDIDATES.items():
+        for shape in shapes:
+
+            def launch(kernel=kernel, shape=shape):
+                config = case.kernels.config
+                case.kernels.config = dataclasses.replace(config, **{kernel: shape})
+                try:
+                    stage_of(case, kernel)()
+                finally:
+                    case.kernels.config = config
+
+            jobs.append(launch)
+    for job in jobs[index::count]:
+        try:
+            job()
+        except Exception as failure:  # the run will say so where it matters
+            print("warm:", str(failure).strip().splitlines()[-1][:100])
 
 
 def table(records: list[dict]) -> None:
     """Ours and the peer's medians, and their ratio."""
-    print(f"{'problem':14} {'what':10} {'ours ms':>9} {'peer ms':>9} {'peer/ours':>9}")
+    print(f"{'problem':14} {'what':14} {'ours ms':>9} {'peer ms':>9} {'peer/ours':>9}")
     for record in records:
         for what in ("forward", "backward", "layer_forward", "layer_backward"):
             times = record[f"{what}_ms"]
-            ours = next(time for name, time in times.items() if name.endswith("ours"))
-            peer = next((time for name, time in times.items() if name.endswith("peer")), None)
+            ours, peer = times["ours"], times.get("peer")
             ratio = f"{peer:9.3f} {peer / ours:9.2f}" if peer else ""
             print(f"{record['problem']:14} {what:14} {ours:9.3f} {ratio}")
+        extra = {what: round(mib) for what, mib in record["extra_mib"].items() if mib is not None}
         print(f"{record['problem']:14} attend {record['attend_tflops']:.0f} TFLOP/s, backward "
-              f"{record['attend_backward_tflops']:.0f}; extra MiB "
-              f"{ {k: round(v) for k, v in record['extra_mib'].items()} }")  # fmt: skip
+              f"{record['attend_backward_tflops']:.0f}; extra MiB {extra}")  # fmt: skip
 
 
 def main() -> None:
@@ -172,22 +224,33 @@ def main() -> None:
     parser.add_argument("--problems", default="33k,wan14b-720p,123k")
     parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rep", type=int, default=60, help="milliseconds a round and contestant")
+    parser.add_argument("--sweep", action="store_true", help="shapes by a sweep, not by the table")
+    parser.add_argument("--check", action="store_true", help="sampled tiles against float64")
     parser.add_argument("--dense", action="store_true", help="torch's dense attention too")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--warm", metavar="I/N", help="only compile the I-th share of N")
     parser.add_argument("--json", type=pathlib.Path)
     options = parser.parse_args()
     if peer_package is None:
         print("without the peer:", why_no_peer)
-    records = []
+    if options.warm:
+        warm(options)
+        return
+    gpu = torch.cuda.is_available()
+    header = {"device": torch.cuda.get_device_name() if gpu else "cpu",
+              "torch": torch.__version__, "triton": triton.__version__, "rounds": options.rounds,
+              "peer": getattr(peer_package, "__version__", None),
+              "date": datetime.datetime.now(datetime.UTC).isoformat()}  # fmt: skip
+    print(header["device"])
+    records, shapes = [], {}
     for name in options.problems.split(","):
-        records.append(measure(name, options))
-        torch.cuda.empty_cache()
+        records.append(measure(name, options, shapes))
+        if gpu:
+            torch.cuda.empty_cache()
+        table(records[-1:])
         if options.json:
-            header = {"device": torch.cuda.get_device_name(), "torch": torch.__version__,
-                      "triton": triton.__version__, "rounds": options.rounds,
-                      "peer": getattr(peer_package, "__version__", None),
-                      "date": datetime.datetime.now(datetime.timezone.utc).isoformat()}  # fmt: skip
             options.json.write_text(json.dumps({**header, "problems": records}, indent=1) + "\n")
+    print()
     table(records)
 
 

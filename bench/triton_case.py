@@ -5,10 +5,10 @@ from __future__ import annotations
 import pathlib
 import statistics
 import sys
+import time
 from collections.abc import Callable
 
 import torch
-import triton
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "python"))
 
@@ -100,12 +100,39 @@ class Case:
         return 4 * 64 * 64 * DIM * self.pairs * (2.5 if backward else 1) / milliseconds / 1e9
 
 
-def in_turns(calls: dict[str, Callable[[], None]], rounds: int, rep: int) -> dict[str, float]:
-    """Median milliseconds of GPU time of each, all taking turns, every other round backwards."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds):
-        for name in list(calls) if turn % 2 == 0 else reversed(list(calls)):
-            times[name].append(
-                triton.testing.do_bench(calls[name], warmup=10, rep=rep, return_mode="median")
-            )
-    return {name: statistics.median(values) for name, values in times.items()}
+class Stopwatch:
+    """Median milliseconds of calls that take turns, every other round backwards; caches cold."""
+
+    def __init__(self, device: torch.device):
+        self.gpu = device.type != "cpu"
+        if self.gpu:  # more than any L2 holds
+            self.flush = torch.empty(64 * 2**20, dtype=torch.int32, device=device)
+
+    def turn(self, call: Callable[[], object], least: float = 15.0) -> list[float]:
+        """As many calls as fill `least` milliseconds, queued at once: the host is ahead of them."""
+        if not self.gpu:
+            start = time.perf_counter()
+            call()
+            return [(time.perf_counter() - start) * 1e3]
+        events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        count = 2
+        while len(events) < count:
+            self.flush.zero_()
+            events.append(tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)))
+            events[-1][0].record()
+            call()
+            events[-1][1].record()
+            if len(events) == 1:
+                events[0][1].synchronize()
+                count = 1 + round(least / max(events[0][0].elapsed_time(events[0][1]), 0.1))
+        torch.cuda.synchronize()
+        return [start.elapsed_time(end) for start, end in events[1:] or events]
+
+    def in_turns(self, calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for call in calls.values():
+            call()
+        for turn in range(rounds):
+            for name in list(calls) if turn % 2 == 0 else reversed(list(calls)):
+                times[name] += self.turn(calls[name])
+        return {name: statistics.median(values) for name, values in times.items()}

@@ -15,39 +15,25 @@ import pathlib
 
 import torch
 
-from triton_case import Case, in_turns
+from triton_case import Case, Stopwatch
 from vidsparse.backends import Lengths, Selection
 from vidsparse.triton.config import Shape
 
 CANDIDATES = {
     "attend": [
         Shape(4, 3),
-        Shape(4, 3, columns=32),
         Shape(4, 3, columns=32, registers=168),
         Shape(4, 2, columns=32, registers=168),
         Shape(4, 2, columns=32, registers=128),
     ],
-    "key_gradients": [
-        Shape(4, 2),
-        Shape(4, 2, columns=32),
-        Shape(4, 3, columns=32),
-        Shape(4, 3, columns=16),
-        Shape(8, 2),
-    ],
+    "key_gradients": [Shape(4, 2), Shape(4, 2, columns=32), Shape(4, 3, columns=32)],
     "query_gradients": [
         Shape(4, 2),
         Shape(4, 2, columns=32, registers=168),
         Shape(4, 3, columns=32, registers=168),
-        Shape(4, 1, columns=32, registers=168),
     ],
-    "select": [
-        Shape(4, 1, 32),
-        Shape(4, 2, 32),
-        Shape(4, 1, 32, search=8192),
-        Shape(8, 1, 32, search=16384),
-        Shape(8, 1, 16, search=16384),
-    ],
-    "coarse": [Shape(4, 1, 32), Shape(4, 2, 32), Shape(4, 1, 16)],
+    "select": [Shape(4, 1, 32), Shape(8, 1, 32, search=16384), Shape(8, 1, 16, search=16384)],
+    "coarse": [Shape(4, 1, 32)],
 }
 
 
@@ -81,27 +67,16 @@ def stage_of(case: Case, kernel: str):
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--problem", default="33k")
-    parser.add_argument("--sparsity", type=float, default=0.9)
-    parser.add_argument("--kernels", default=",".join(CANDIDATES))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rep", type=int, default=20, help="milliseconds a round and candidate")
-    parser.add_argument("--json", type=pathlib.Path)
-    options = parser.parse_args()
-    case = Case(options.problem, options.sparsity)
-    table = case.kernels.config
-    print(
-        case.name, options.sparsity, "sparse,", case.pairs, "pairs,", torch.cuda.get_device_name()
-    )
+def sweep(case: Case, watch: Stopwatch, kernels: list[str], rounds: int) -> list[dict]:
+    """Times every candidate; the case's kernels keep the best of each."""
     records = []
-    for kernel in options.kernels.split(","):
+    for kernel in kernels:
+        table = case.kernels.config
         stage = stage_of(case, kernel)
-        calls = {}
+        calls, shapes = {}, {}
         for shape in CANDIDATES[kernel]:
 
-            def call(shape=shape, kernel=kernel, stage=stage):
+            def call(shape=shape, kernel=kernel, stage=stage, table=table):
                 case.kernels.config = dataclasses.replace(table, **{kernel: shape})
                 stage()
 
@@ -111,17 +86,32 @@ def main() -> None:
             except Exception as failure:  # too much shared memory is a fact about the candidate
                 print(f"{kernel:16} {shape}: {str(failure).strip().splitlines()[-1][:80]}")
                 continue
-            calls[name_of(shape)] = call
-        for name, time in sorted(in_turns(calls, options.rounds, options.rep).items(),
-                                 key=lambda item: item[1]):  # fmt: skip
-            print(f"{kernel:16} {time:8.3f} ms  {name}", flush=True)
-            records.append({"kernel": kernel, "shape": name, "milliseconds": time})
-        case.kernels.config = table
+            calls[name_of(shape)], shapes[name_of(shape)] = call, shape
+        times = watch.in_turns(calls, rounds)
+        order = sorted(times, key=times.__getitem__)
+        for name in order:
+            print(f"{kernel:16} {times[name]:8.3f} ms  {name}", flush=True)
+            records.append({"kernel": kernel, "shape": name, "milliseconds": times[name]})
+        case.kernels.config = dataclasses.replace(table, **{kernel: shapes[order[0]]})
+    return records
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--problem", default="33k")
+    parser.add_argument("--sparsity", type=float, default=0.9)
+    parser.add_argument("--kernels", default=",".join(CANDIDATES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=pathlib.Path)
+    options = parser.parse_args()
+    case = Case(options.problem, options.sparsity)
+    device = torch.cuda.get_device_name()
+    print(case.name, options.sparsity, "sparse,", case.pairs, "pairs,", device)
+    watch = Stopwatch(case.q.device)
+    records = sweep(case, watch, options.kernels.split(","), options.rounds)
     if options.json:
-        device = torch.cuda.get_device_name()
-        options.json.write_text(
-            json.dumps({"problem": case.name, "device": device, "records": records}, indent=1)
-        )
+        record = {"problem": case.name, "device": device, "records": records}
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
