@@ -29,6 +29,7 @@ from torch_peers import BlockAttention, DenseAttention, tile_order
 HERE = pathlib.Path(__file__).resolve().parent
 DIM = 128
 SCALED = ("attend", "forward")
+MATMUL = 4096  # side of the product that says what the machine gives at best
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 PROBLEMS = {  # name -> heads, grid of whole 4x4x4 tiles
     "8k": (12, (16, 16, 32)),
@@ -123,7 +124,9 @@ class Bench:
         headed = [x.transpose(1, 2).contiguous() for x in (q, k, v, dout)]
         dense = DenseAttention(*headed)
         dense.record()
-        contestants = {"dense": dense.forward, "dense backward": dense.backward}
+        square = torch.randn(MATMUL, MATMUL).to(DTYPES[dtype])
+        contestants = {"dense": dense.forward, "dense backward": dense.backward,
+                       "matmul": lambda: square @ square}
         for stage in ours.stages:
             contestants[stage] = lambda stage=stage: ours.run(stage)
         for stage in SCALED:
@@ -151,6 +154,10 @@ class Bench:
         for name in ("dense", "dense backward"):
             table.add_row(f"torch SDPA {name}", f"{seconds[name] * 1e3:.1f}", f"{rate[name]:.0f}",
                           "", "")
+        matmul = {"name": f"torch matmul, {MATMUL} x {MATMUL} x {MATMUL}",
+                  "seconds": seconds["matmul"], "gflops": 2e-9 * MATMUL**3 / seconds["matmul"]}
+        table.add_row("torch matmul", f"{seconds['matmul'] * 1e3:.1f}", f"{matmul['gflops']:.0f}",
+                      "", "")
         for stage in stages:
             backward = stage.endswith("backward")
             base = "dense backward" if backward else "dense"
@@ -165,6 +172,7 @@ class Bench:
                          f"{faster:.2f}"]
                 self.record(problem, ours, peer, ours["gflops"] / rate[base], "throughput")
                 self.record(problem, ours, peer, faster, "speed-up")
+                self.record(problem, ours, matmul, ours["gflops"] / matmul["gflops"], "throughput")
             table.add_row(stage, f"{seconds[stage] * 1e3:.1f}", *cells)
         share = (seconds["pool"] + seconds["select"]) / seconds["forward"]
         self.record(problem, {"call": "pool + select",
@@ -234,7 +242,8 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--library", required=True, help="libvidsparse.so")
     parser.add_argument("--threads-library", help="default: bench/threads/ beside the library")
-    parser.add_argument("--problems", default="8k,16k", help=", ".join(PROBLEMS))
+    parser.add_argument("--problems", default="8k,16k",
+                        help=", ".join(PROBLEMS) + "; none: memory only")
     parser.add_argument("--dtypes", default="f32,bf16")
     parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--rounds", type=int, default=5)
@@ -250,7 +259,7 @@ def arguments():
                                       "threads" / "libvidsparse_bench_threads.so")
     for given, known in ((options.problems, PROBLEMS), (options.dtypes, DTYPES)):
         for name in given.split(","):
-            if name not in known:
+            if name not in known and given != "none":
                 parser.error(f"expected one of {', '.join(known)}, got {name}")
     return options
 
@@ -259,7 +268,7 @@ def main():
     options = arguments()
     torch.set_num_threads(options.threads)
     bench = Bench(options)
-    for name in options.problems.split(","):
+    for name in options.problems.split(",") if options.problems != "none" else ():
         for dtype in options.dtypes.split(","):
             bench.run_problem(name, dtype)
     if not options.no_memory:

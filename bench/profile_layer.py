@@ -35,6 +35,7 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--grid", type=int, nargs=3, default=(20, 32, 52))
     parser.add_argument("--heads", type=int, default=12)
+    parser.add_argument("--part", choices=("all", "inference", "training"), default="all")
     parser.add_argument("--json", help="write the record here")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -53,11 +54,14 @@ def main():
         out = vidsparse.video_sparse_attention(*leaves[:3], gate=leaves[3], **kwargs)
         torch.autograd.grad(out, leaves, dout)
 
-    tables = {"forward": profiled(forward, device)}
-    try:
-        tables["forward and backward"] = profiled(step, device)
-    except vidsparse.UnsupportedError as error:
-        print(f"backward: {error}")
+    tables = {}
+    if arguments.part != "training":
+        tables["forward"] = profiled(forward, device)
+    if arguments.part != "inference":
+        try:
+            tables["forward and backward"] = profiled(step, device)
+        except vidsparse.UnsupportedError as error:
+            print(f"backward: {error}")
     for name, table in tables.items():
         print(f"{name}: {sum(count for count, _ in table.values())} launches")
         for key, (count, time) in table.items():

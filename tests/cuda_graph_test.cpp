@@ -4,12 +4,14 @@
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
+#include "device/device_memory.hpp"
 #include "support/backend_run.hpp"
-#include "support/device_memory.hpp"
 #include "support/gpu_test.hpp"
 
 namespace vidsparse::testing {
 namespace {
+
+using tools::DeviceMemory;
 
 void require(cudaError_t status) { ASSERT_EQ(status, cudaSuccess) << cudaGetErrorString(status); }
 

@@ -7,14 +7,16 @@
 #include <random>
 #include <vector>
 
+#include "device/device_memory.hpp"
 #include "reference/check.hpp"
 #include "reference/side.hpp"
 #include "support/backend_run.hpp"
-#include "support/device_memory.hpp"
 #include "support/gpu_test.hpp"
 
 namespace vidsparse::testing {
 namespace {
+
+using tools::DeviceMemory;
 
 using reference::judge_close;
 using reference::Report;

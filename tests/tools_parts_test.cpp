@@ -39,6 +39,8 @@ TEST(Parse, Sizes) {
   EXPECT_EQ(parse_lengths("--prefix", "77,12"), (std::vector<std::int64_t>{77, 12}));
   EXPECT_EQ(parse_lengths("--prefix", "0"), (std::vector<std::int64_t>{0}));
   EXPECT_TRUE(parse_lengths("--prefix", "").empty());
+  EXPECT_EQ(parse_device("--device", "cpu"), Device{});
+  EXPECT_EQ(parse_device("--device", "cuda:3"), (Device{Device::Kind::cuda, 3}));
   EXPECT_EQ(box_text({4, 4, 4}), "4x4x4");
 }
 

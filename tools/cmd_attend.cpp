@@ -10,6 +10,7 @@
 #include "atomic_file.hpp"
 #include "attend_inputs.hpp"
 #include "commands.hpp"
+#include "device/device_memory.hpp"
 #include "options.hpp"
 #include "parse.hpp"
 #include "reference/check.hpp"
@@ -72,9 +73,36 @@ ForwardArgs forward_args(const AttendInputs& inputs, const Selection& selection,
   return args;
 }
 
-void run_forward(const Plan& plan, const ForwardArgs& args) {
-  const Buffer workspace(plan.workspace_bytes(args));
-  plan.forward(args, workspace.workspace());
+/// Runs on the plan's device, from host memory and back to it; returns the seconds without copies.
+double run_forward(const Plan& plan, const ForwardArgs& args) {
+  DeviceMemory memory(plan.device());
+  const auto bytes = [](const TensorView& tensor) {
+    return static_cast<std::size_t>(tensor.elements()) * size_of(tensor.dtype);
+  };
+  for (const TensorView& input : {args.q, args.k, args.v}) memory.add(input.data, bytes(input));
+  for (const TensorRef& output : {args.out, args.lse})
+    memory.add_written(output.data, bytes(output));
+  if (args.mask) {
+    memory.add_written(args.mask.words, static_cast<std::size_t>(args.mask.shape.words()) * 8);
+  }
+  ForwardArgs there = args;
+  there.q = memory.at(args.q);
+  there.k = memory.at(args.k);
+  there.v = memory.at(args.v);
+  there.out = memory.at(args.out);
+  there.lse = memory.at(args.lse);
+  there.mask = memory.at(args.mask);
+  if (args.gate.is_tensor()) {
+    memory.add(args.gate.tensor().data, bytes(args.gate.tensor()));
+    there.gate = Gate(memory.at(args.gate.tensor()));
+  }
+  const Workspace workspace = memory.scratch(plan.workspace_bytes(there));
+  const auto start = std::chrono::steady_clock::now();
+  plan.forward(there, workspace);
+  memory.wait();
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  memory.fetch();
+  return seconds.count();
 }
 
 void write_results(AtomicFile& file, const Plan& plan, const AttendOptions& options,
@@ -149,6 +177,7 @@ void attend(const AttendOptions& options) {
   inputs.check_tokens(layout.tokens());
 
   PlanOptions how;
+  how.device = options.run.where();
   how.backend = options.run.backend;
   how.parallel = options.run.parallel();
   const Plan plan(problem, how);
@@ -165,9 +194,7 @@ void attend(const AttendOptions& options) {
   args.lse = results.lse.ref;
   args.mask = results.mask.ref();
 
-  const auto start = std::chrono::steady_clock::now();
-  run_forward(plan, args);
-  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  const double seconds = run_forward(plan, args);
   write_results(file, plan, options, results, kept);
   file.commit();
 
@@ -176,7 +203,7 @@ void attend(const AttendOptions& options) {
               problem.query.to_string().c_str(), static_cast<long long>(shape.query_tiles),
               static_cast<long long>(shape.key_tiles), static_cast<long long>(kept),
               plan.backend().c_str(), plan.backend_detail().c_str(), how.parallel.concurrency(),
-              seconds.count());
+              seconds);
   if (options.check) {
     const bool ok = check(plan, args, how.parallel);
     print_deviation_from_dense(plan, args);
@@ -197,6 +224,7 @@ void register_attend(CLI::App& app) {
   options->layout.add_to(*command)->required();
   options->selection.add_to(*command, true);
   options->run.add_to(*command);
+  options->run.add_device_to(*command);
   command->add_option(
       "--gate", options->gate,
       "Weight of the pooled branch, or none; default: the file's gate, if it has one");

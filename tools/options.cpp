@@ -117,6 +117,13 @@ void RunOptions::add_to(CLI::App& command) {
       ->capture_default_str();
 }
 
+void RunOptions::add_device_to(CLI::App& command) {
+  command.add_option("--device", device, "Where to run: cpu, or cuda:0 and so on")
+      ->capture_default_str();
+}
+
+Device RunOptions::where() const { return parse_device("--device", device); }
+
 ParallelFor RunOptions::parallel() const { return make_parallel_for(threads); }
 
 }  // namespace vidsparse::tools

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <string>
 
+#include "vidsparse/backend.hpp"
 #include "vidsparse/parallel.hpp"
 #include "vidsparse/problem.hpp"
 
@@ -61,9 +62,13 @@ struct SelectionOptions {
 /// --backend and --threads.
 struct RunOptions {
   std::string backend;
+  std::string device = "cpu";
   int threads = 0;
 
   void add_to(CLI::App& command);
+  /// Also --device, of a command that can run on a GPU.
+  void add_device_to(CLI::App& command);
+  Device where() const;
   ParallelFor parallel() const;
 };
 

@@ -63,6 +63,16 @@ std::vector<std::int64_t> parse_lengths(const std::string& option, const std::st
   return *lengths;
 }
 
+Device parse_device(const std::string& option, const std::string& text) {
+  if (text == "cpu") return {};
+  if (text == "cuda") return {Device::Kind::cuda, 0};
+  if (text.starts_with("cuda:")) {
+    const std::optional<std::int64_t> index = parse_count(std::string_view(text).substr(5));
+    if (index && *index <= INT32_MAX) return {Device::Kind::cuda, static_cast<int>(*index)};
+  }
+  refuse(option, "cpu or cuda:INDEX", "\"" + printable(text) + "\"");
+}
+
 std::string box_text(const std::array<std::int64_t, 3>& box) {
   return std::to_string(box[0]) + "x" + std::to_string(box[1]) + "x" + std::to_string(box[2]);
 }

@@ -63,10 +63,10 @@ void Op<Arithmetic>::attend(const AttendArgs& args, Workspace workspace) const {
               times_columns(round_, lane.query, lane.attended.key_columns, depth, n, scale,
                             lane.scores);
               const SoftmaxSums<Scalar> sums = softmax(round_, lane.scores, n);
-              weighted_sum(round_, lane.scores, lane.attended.values, n, depth, Scalar(1),
+              weighted_sum(round_, lane.scores, lane.attended.values, n, depth, Scalar{1},
                            lane.out);
               // A row without weight is 0 even over infinite values.
-              if (sums.sum == Scalar(0)) std::fill_n(lane.out, depth, Scalar(0));
+              if (sums.sum == Scalar{0}) std::fill_n(lane.out, depth, Scalar{0});
               if (gated) {
                 load_gate(args.gate, batch, token, head, depth, lane.gate);
                 for (std::int64_t d = 0; d < depth; ++d) {

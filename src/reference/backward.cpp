@@ -68,8 +68,8 @@ class Backward {
 
   /// Everything that depends on one key head.
   void key_head(const Lane& lane, std::int64_t batch, std::int64_t key_head) const {
-    std::fill_n(lane.dk, key_.layout().tokens() * depth_, T(0));
-    std::fill_n(lane.dv, key_.layout().tokens() * depth_, T(0));
+    std::fill_n(lane.dk, key_.layout().tokens() * depth_, T{0});
+    std::fill_n(lane.dv, key_.layout().tokens() * depth_, T{0});
     const std::int64_t m =
         gated_ ? lane.coarse.start(key_, pooled_.kc, pooled_.vc, batch, key_head) : 0;
     for (std::int64_t head = key_head * group_; head < (key_head + 1) * group_; ++head) {
@@ -89,7 +89,7 @@ class Backward {
   void coarse_tile(const Lane& lane, std::int64_t m, std::int64_t batch, std::int64_t head,
                    std::int64_t tile) const {
     load_row(args_.oc, batch, head, tile, lane.oc);
-    std::fill_n(lane.doc, depth_, T(0));
+    std::fill_n(lane.doc, depth_, T{0});
     query_.for_each_token(batch, tile, [&](std::int64_t token) {
       load_row(args_.dout, batch, token, head, lane.dout);
       load_gate(args_.gate, batch, token, head, depth_, lane.gate);
@@ -114,7 +114,7 @@ class Backward {
                              args_.mask.row(batch, head, tile), args_.mask.shape.row_words());
     const auto count = static_cast<T>(query_.valid(batch, tile));
     query_.for_each_token(batch, tile, [&](std::int64_t token) {
-      std::fill_n(lane.dq, depth_, T(0));
+      std::fill_n(lane.dq, depth_, T{0});
       const T lse = load<T>(args_.lse, args_.lse.offset(batch, head) + token);
       if (lse != -std::numeric_limits<T>::infinity()) fine_token(lane, n, batch, head, token, lse);
       for (std::int64_t d = 0; gated_ && d < depth_; ++d) {
@@ -139,7 +139,7 @@ class Backward {
 
     times_columns(round_, lane.q, attended.key_columns, depth_, n, scale_, lane.weights);
     for (std::int64_t j = 0; j < n; ++j) lane.weights[j] = round_(std::exp(lane.weights[j] - lse));
-    times_columns(round_, lane.dout, attended.value_columns, depth_, n, T(1), lane.dscores);
+    times_columns(round_, lane.dout, attended.value_columns, depth_, n, T{1}, lane.dscores);
     for (std::int64_t j = 0; j < n; ++j) {
       lane.dscores[j] = round_(lane.weights[j] * (lane.dscores[j] - delta));
     }

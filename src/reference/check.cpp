@@ -22,6 +22,7 @@ OpInputs inputs_of(const Args& args) {
 Report judge_answer(const std::string& name, const TensorView& actual, const Answers& exact,
                     const std::vector<Answers>& plain, DenseTensor Answers::*member) {
   std::vector<TensorView> yardsticks;
+  yardsticks.reserve(plain.size());
   for (const Answers& answers : plain) yardsticks.push_back((answers.*member).view());
   return judge_tensor(name, actual, (exact.*member).view(), yardsticks);
 }

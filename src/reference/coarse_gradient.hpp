@@ -50,8 +50,8 @@ struct CoarseGradient {
     }
     transpose_rows(keys, m, depth, key_columns);
     transpose_rows(values, m, depth, value_columns);
-    std::fill_n(dkeys, m * depth, T(0));
-    std::fill_n(dvalues, m * depth, T(0));
+    std::fill_n(dkeys, m * depth, T{0});
+    std::fill_n(dvalues, m * depth, T{0});
     return m;
   }
 
@@ -59,13 +59,13 @@ struct CoarseGradient {
   template <class Arithmetic>
   void add_row(const Arithmetic& round, std::int64_t m, std::int64_t depth, T scale, const T* qc,
                const T* oc, const T* doc, SoftmaxSums<T> sums, T* dqc) const {
-    std::fill_n(dqc, depth, T(0));
-    if (sums.sum == T(0)) return;  // nothing had weight
+    std::fill_n(dqc, depth, T{0});
+    if (sums.sum == T{0}) return;  // nothing had weight
     times_columns(round, qc, key_columns, depth, m, scale, weights);
     for (std::int64_t j = 0; j < m; ++j) {
       weights[j] = round(std::exp(weights[j] - sums.max) / sums.sum);
     }
-    times_columns(round, doc, value_columns, depth, m, T(1), dscores);
+    times_columns(round, doc, value_columns, depth, m, T{1}, dscores);
     const T delta = dot(doc, oc, depth);
     for (std::int64_t j = 0; j < m; ++j) dscores[j] = round(weights[j] * (dscores[j] - delta));
     weighted_sum(round, dscores, keys, m, depth, scale, dqc);

@@ -83,7 +83,8 @@ void Op<Arithmetic>::forward(const ForwardArgs& args, Workspace workspace) const
   attend(attended, rest);
 
   // The caller's copy is rounded to its dtype; `out` was made from the unrounded one.
-  for (std::int64_t row = 0; args.oc && row < args.oc.elements() / args.oc.shape[3]; ++row) {
+  if (!args.oc || between.oc.data == nullptr) return;
+  for (std::int64_t row = 0; row < args.oc.elements() / args.oc.shape[3]; ++row) {
     const std::int64_t tile = row % args.oc.shape[2];
     const std::int64_t head = row / args.oc.shape[2] % args.oc.shape[1];
     const std::int64_t batch = row / args.oc.shape[2] / args.oc.shape[1];

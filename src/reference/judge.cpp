@@ -84,7 +84,7 @@ class Walk {
     std::string text;
     for (int i = shape_.rank - 1; i >= 0; --i) {
       const std::int64_t side = shape_.shape[static_cast<std::size_t>(i)];
-      text = (i == 0 ? "[" : ", ") + std::to_string(index % side) + text;
+      text.insert(0, (i == 0 ? "[" : ", ") + std::to_string(index % side));
       index /= side;
     }
     return text + "]";
@@ -177,7 +177,7 @@ const Report& decisive(const std::vector<Report>& reports) {
 Report judge_tensor(const std::string& name, const TensorView& actual, const TensorView& exact,
                     const std::vector<TensorView>& plain) {
   const Walk walk(actual);
-  const Report kinds = judge_kinds(name, walk, actual, exact);
+  Report kinds = judge_kinds(name, walk, actual, exact);
   if (!kinds.ok || walk.count() == 0) return kinds;
 
   const Errors ours = errors_of(walk, actual, exact);

@@ -15,7 +15,7 @@ namespace vidsparse::reference {
 template <class Arithmetic, class T = typename Arithmetic::Scalar>
 void times_columns(const Arithmetic& round, const T* x, const T* columns, std::int64_t depth,
                    std::int64_t n, T scale, T* y) {
-  std::fill_n(y, n, T(0));
+  std::fill_n(y, n, T{0});
   for (std::int64_t d = 0; d < depth; ++d) {
     for (std::int64_t j = 0; j < n; ++j) y[j] += x[d] * columns[d * n + j];
   }
@@ -26,7 +26,7 @@ void times_columns(const Arithmetic& round, const T* x, const T* columns, std::i
 template <class Arithmetic, class T = typename Arithmetic::Scalar>
 void weighted_sum(const Arithmetic& round, const T* weights, const T* rows, std::int64_t n,
                   std::int64_t depth, T scale, T* y) {
-  std::fill_n(y, depth, T(0));
+  std::fill_n(y, depth, T{0});
   for (std::int64_t j = 0; j < n; ++j) {
     for (std::int64_t d = 0; d < depth; ++d) y[d] += weights[j] * rows[j * depth + d];
   }
@@ -63,8 +63,8 @@ SoftmaxSums<T> softmax(const Arithmetic& round, T* scores, std::int64_t n) {
     if (!(scores[j] <= max)) max = std::isnan(max) ? max : scores[j];
   }
   if (max == -std::numeric_limits<T>::infinity()) {
-    std::fill_n(scores, n, T(0));
-    return {max, T(0)};
+    std::fill_n(scores, n, T{0});
+    return {max, T{0}};
   }
   T sum = 0;
   for (std::int64_t j = 0; j < n; ++j) {

@@ -24,7 +24,7 @@ void pool_head(const PoolLane<T>& lane, const Side& side, const TensorView& toke
                std::int64_t batch, std::int64_t head, const TensorRef& means) {
   const std::int64_t depth = tokens.shape[3];
   for (std::int64_t tile = 0; tile < side.tiles(); ++tile) {
-    std::fill_n(lane.sum, depth, T(0));
+    std::fill_n(lane.sum, depth, T{0});
     side.for_each_token(batch, tile, [&](std::int64_t token) {
       load_row(tokens, batch, token, head, lane.row);
       for (std::int64_t d = 0; d < depth; ++d) lane.sum[d] += lane.row[d];

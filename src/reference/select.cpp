@@ -105,9 +105,9 @@ void Op<Arithmetic>::select(const SelectArgs& args, Workspace workspace) const {
             }
             if (args.oc) {
               const SoftmaxSums<Scalar> sums = softmax(round_, lane.scores, m);
-              weighted_sum(round_, lane.scores, lane.values, m, depth, Scalar(1), lane.coarse);
+              weighted_sum(round_, lane.scores, lane.values, m, depth, Scalar{1}, lane.coarse);
               // Weights of 0 must not meet an infinite vc where there is no weight at all.
-              if (sums.sum == Scalar(0)) std::fill_n(lane.coarse, depth, Scalar(0));
+              if (sums.sum == Scalar{0}) std::fill_n(lane.coarse, depth, Scalar{0});
               store_row(args.oc, batch, head, tile, lane.coarse);
               if (args.coarse_max) {
                 store(args.coarse_max, args.coarse_max.offset(batch, head) + tile, sums.max);

@@ -7,6 +7,7 @@ import torch
 
 import triton_interpreter  # noqa: F401  before anything imports Triton
 import vidsparse
+from vidsparse.backends import Problem, choose
 
 
 def pytest_configure(config):
@@ -32,11 +33,22 @@ def device(request):
     return torch.device(request.param, 0) if request.param == "cuda" else torch.device("cpu")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """VIDSPARSE_TEST_SHARD=I/N runs every N-th test from the I-th, those of test_gpu.py first."""
+    shard = os.environ.get("VIDSPARSE_TEST_SHARD")
+    if shard:
+        first, step = map(int, shard.split("/"))
+        items.sort(key=lambda item: "test_gpu" not in item.nodeid)
+        items[:] = items[first::step]
+
+
 def can_backward(device, dtype=torch.bfloat16, head_dim=64):
-    """Whether the backend that a problem gets on `device` has gradients."""
-    q = torch.randn(1, 64, 1, head_dim, dtype=dtype, device=device, requires_grad=True)
+    """Whether a problem has a backend with gradients on `device`."""
+    sequence = vidsparse.Sequence.grid((4, 4, 4))
+    problem = Problem(sequence, sequence, (4, 4, 4), 1, 1, 1, head_dim, dtype)
     try:
-        vidsparse.video_sparse_attention(q, q, q, grid=(4, 4, 4), top_k=1).sum().backward()
+        choose(problem, device, None, gradients=True)
     except vidsparse.UnsupportedError:
         return False
     return True

@@ -7,10 +7,12 @@
 #include <thread>
 #include <tuple>
 
+#include "device/device_memory.hpp"
 #include "reference/side.hpp"
-#include "support/device_memory.hpp"
 
 namespace vidsparse::testing {
+
+using tools::DeviceMemory;
 
 using reference::Answers;
 using reference::ExactArithmetic;

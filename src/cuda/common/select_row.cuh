@@ -57,9 +57,9 @@ class MemoryRow {
   __device__ MemoryRow(const RowSetting& setting, const std::uint32_t* keys, int lane)
       : setting_(setting), keys_(keys), lane_(lane) {}
 
-  template <class Visit>
+  template <int kUnroll = 8, class Visit>
   __device__ void for_each(Visit&& visit) const {
-#pragma unroll 8
+#pragma unroll(kUnroll)
     for (int i = 0; i < setting_.words; ++i) {
       const int tile = i * 32 + lane_;
       std::uint32_t key = tile < setting_.tiles ? keys_[tile] : kNoScore;
@@ -80,8 +80,19 @@ struct Cut {
   int ties;
 };
 
+/// A key strictly between two others that are more than 1 apart: of the score halfway between
+/// theirs if `by_score` and there is one, else halfway itself.
+__device__ inline std::uint32_t middle_of(std::uint32_t low, std::uint32_t high, bool by_score) {
+  const std::uint32_t halfway = low + (high - low) / 2;
+  if (!by_score) return halfway;
+  const std::uint32_t key = key_of(0.5f * score_of(low) + 0.5f * score_of(high - 1));
+  return key > low && key < high ? key : halfway;
+}
+
 /// The cut that keeps exactly k of more than k > 0 candidates: bisection between the lowest and the
-/// highest key, ended early where a threshold happens to keep k.
+/// highest key, ended early where a threshold happens to keep k. Scores lie more evenly than their
+/// keys, of which half stand for numbers below 1, so the first steps halve scores; as many as a row
+/// of well-behaved ones takes.
 template <class Row>
 __device__ Cut bisect(const Row& row, int k) {
   std::uint32_t low = 0xFFFFFFFFU;  // at least k keys are >= low
@@ -93,8 +104,8 @@ __device__ Cut bisect(const Row& row, int k) {
   low = __reduce_min_sync(kAllLanes, low) + 1;
   high = __reduce_max_sync(kAllLanes, high) + 1;
   int above = 0;
-  while (high - low > 1) {
-    const std::uint32_t middle = low + (high - low) / 2;
+  for (int step = 0; high - low > 1; ++step) {
+    const std::uint32_t middle = middle_of(low, high, step < 24);
     int mine = 0;
     row.for_each([&](int, std::uint32_t key) { mine += key >= middle ? 1 : 0; });
     const int count = static_cast<int>(__reduce_add_sync(kAllLanes, static_cast<unsigned>(mine)));
@@ -122,7 +133,7 @@ __device__ inline void write_bits(const RowSetting& setting, const MemoryRow& ro
                                   const std::uint32_t* always, std::uint32_t* mask, int lane) {
   int ties = cut.ties;
   std::uint32_t mine = 0;  // the word of this lane among the last 32
-  row.for_each([&](int i, std::uint32_t key) {
+  row.for_each<4>([&](int i, std::uint32_t key) {
     std::uint32_t bits = __ballot_sync(kAllLanes, key > cut.threshold);
     if (ties > 0) {
       std::uint32_t equal = __ballot_sync(kAllLanes, key == cut.threshold);

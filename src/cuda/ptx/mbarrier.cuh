@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdio>
 
 /// Barriers in shared memory (PTX ISA 9.7.13.15). `barrier` is a shared-window address.
 namespace vidsparse::ptx {
@@ -50,14 +49,25 @@ __device__ inline bool mbarrier_try_wait(uint32_t barrier, uint32_t parity) {
   return done != 0;
 }
 
+/// 9.7.13.15.16 mbarrier.test_wait: the same, at once.
+__device__ inline bool mbarrier_test_wait(uint32_t barrier, uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
 /// Waits for the phase of the given parity.
 __device__ inline void mbarrier_wait(uint32_t barrier, uint32_t parity) {
-#ifdef EXP_GUARD
-  for (int i = 0; !mbarrier_try_wait(barrier, parity); ++i) if (i > (1 << 20)) { printf("hang barrier %u parity %u thread %d block %d\n", barrier, parity, (int)threadIdx.x, (int)blockIdx.x); __trap(); }
-#else
   while (!mbarrier_try_wait(barrier, parity)) {
   }
-#endif
 }
 
 }  // namespace vidsparse::ptx

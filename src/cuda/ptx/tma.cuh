@@ -18,11 +18,6 @@ __device__ inline void tma_load(uint32_t destination, const CUtensorMap* map, ui
       : "memory");
 }
 
-/// 9.7.9.27.1.4 prefetch.tensormap
-__device__ inline void prefetch_tensor_map(const CUtensorMap* map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
-}
-
 /// 9.7.13.4 fence.proxy.async: ordinary writes to shared memory become visible to wgmma and TMA.
 __device__ inline void fence_proxy_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

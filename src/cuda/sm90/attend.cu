@@ -1,7 +1,6 @@
 #include "cuda/sm90/attend.hpp"
 
 #include <algorithm>
-#include <cfloat>
 #include <cmath>
 #include <string>
 #include <utility>
@@ -28,6 +27,16 @@ void with_instance(const Context& context, Visit&& visit) {
 
 constexpr std::int64_t kConsumers = AttendConfig<128>::kConsumers;
 
+// Steps of the pace, as docs/kernels/sm90_forward.md measured them: shorter ones cost more waiting
+// than they save.
+constexpr std::int32_t kPaceFragments = 128;
+constexpr std::int32_t kPaceSlack = 1;
+
+/// Whether a head's K and V do not fit L2.
+bool outgrows_l2(const Context& context) {
+  return 2 * std::int64_t{context.key.tokens} * context.head_dim() * 2 > context.l2_bytes;
+}
+
 /// How a launch is cut up.
 struct Schedule {
   std::int32_t query_fragments = 0;
@@ -35,12 +44,13 @@ struct Schedule {
   std::int64_t items_per_head = 0;
   std::int64_t items = 0;
   std::int64_t blocks = 0;
-  std::int64_t pace_steps = 0;  ///< of an item
-  std::int64_t arrivals = 0;    ///< counters of the pace
-  std::int32_t batches = 1;     ///< of the fragment table
+  std::int32_t pace_fragments = 0;  ///< key fragments of a step of the pace; 0: none
+  std::int64_t pace_steps = 0;      ///< of an item
+  std::int64_t arrivals = 0;        ///< counters of the pace
+  std::int32_t batches = 1;         ///< of the fragment table
 };
 
-Schedule make_schedule(const Context& context, const AttendArgs& args, const AttendTuning& tuning) {
+Schedule make_schedule(const Context& context, const AttendArgs& args) {
   Schedule s;
   s.query_fragments = context.query.tiles * context.query.fragments_per_tile;
   s.key_fragments = context.key.tiles * context.key.fragments_per_tile;
@@ -48,8 +58,9 @@ Schedule make_schedule(const Context& context, const AttendArgs& args, const Att
   s.items = s.items_per_head * context.heads() * context.batch();
   s.blocks = std::min<std::int64_t>(s.items, context.multiprocessors);
   s.batches = args.lengths.key ? static_cast<std::int32_t>(context.batch()) : 1;
-  if (tuning.pace_fragments > 0 && s.blocks > 0) {
-    s.pace_steps = core::ceil_div(s.key_fragments, tuning.pace_fragments);
+  if (outgrows_l2(context) && s.blocks > 0) {
+    s.pace_fragments = kPaceFragments;
+    s.pace_steps = core::ceil_div(s.key_fragments, kPaceFragments);
     s.arrivals = core::ceil_div(s.items, s.blocks) * s.pace_steps;
   }
   return s;
@@ -76,8 +87,7 @@ void require_aligned_rows(const char* name, const TensorView& tensor) {
 
 template <class T>
 AttendParameters<T> make_parameters(const Context& context, const AttendArgs& args,
-                                    const Schedule& schedule, const AttendTuning& tuning,
-                                    const Memory& memory) {
+                                    const Schedule& schedule, const Memory& memory) {
   AttendParameters<T> p;
   p.k = make_tensor_maps("k", args.k, context.key);
   p.v = make_tensor_maps("v", args.v, context.key);
@@ -92,9 +102,10 @@ AttendParameters<T> make_parameters(const Context& context, const AttendArgs& ar
              args.lse.shape[2] > 1 ? args.lse.strides[2] : 1};
   }
   const double scale = context.scale(args.scale);
-  // Never 0: masked scores of -inf must stay so.
-  p.scale_log2 = std::max(static_cast<float>(std::abs(scale) * 1.4426950408889634), FLT_MIN);
-  p.negate_query = scale < 0;
+  // The kernel's is above 0, so that masked scores of -inf stay so.
+  p.scale_log2 = scale == 0 ? 1.0F : static_cast<float>(std::abs(scale) * 1.4426950408889634);
+  if (scale == 0) p.query_and = 0;
+  if (scale < 0) p.query_xor = 0x80008000U;
   p.mask = reinterpret_cast<const std::uint32_t*>(args.mask.words);
   p.mask_row = args.mask.shape.row_words() * 2;
   p.mask_head = args.mask.head_stride * 2;
@@ -109,12 +120,10 @@ AttendParameters<T> make_parameters(const Context& context, const AttendArgs& ar
   p.query_fragments = schedule.query_fragments;
   p.items_per_head = static_cast<std::int32_t>(schedule.items_per_head);
   p.items = static_cast<std::int32_t>(schedule.items);
-  if (schedule.arrivals > 0) {
-    p.arrivals = memory.arrivals;
-    p.pace_fragments = tuning.pace_fragments;
-    p.pace_steps = static_cast<std::int32_t>(schedule.pace_steps);
-    p.pace_slack = tuning.pace_slack;
-  }
+  if (schedule.arrivals > 0) p.arrivals = memory.arrivals;
+  p.pace_fragments = schedule.pace_fragments;
+  p.pace_steps = static_cast<std::int32_t>(schedule.pace_steps);
+  p.pace_slack = kPaceSlack;
   return p;
 }
 
@@ -151,27 +160,15 @@ void prepare_attend(const Context& context) {
   });
 }
 
-AttendTuning choose_tuning(const Context& context) {
-  AttendTuning tuning;
-  const std::int64_t bytes = 2 * std::int64_t{context.key.tokens} * context.head_dim() * 2;
-  if (bytes > std::int64_t{context.l2_bytes} / 2) tuning.pace_fragments = 128;
-  return tuning;
-}
-
 std::size_t attend_bytes(const Context& context, const AttendArgs& args) {
   core::Arena arena(nullptr);
-  take(arena, make_schedule(context, args, choose_tuning(context)));
+  take(arena, make_schedule(context, args));
   return arena.used();
 }
 
 void attend(const Context& context, const AttendArgs& args, Workspace workspace,
             cudaStream_t stream) {
-  attend(context, args, workspace, stream, choose_tuning(context));
-}
-
-void attend(const Context& context, const AttendArgs& args, Workspace workspace,
-            cudaStream_t stream, const AttendTuning& tuning) {
-  const Schedule schedule = make_schedule(context, args, tuning);
+  const Schedule schedule = make_schedule(context, args);
   if (schedule.items == 0) return;
   require_aligned_rows("q", args.q);
   require_aligned_rows("out", args.out);
@@ -180,8 +177,7 @@ void attend(const Context& context, const AttendArgs& args, Workspace workspace,
   core::Arena arena(workspace.data);
   const Memory memory = take(arena, schedule);
   with_instance(context, [&]<class T, class Config>(T, Config) {
-    const AttendParameters<T> parameters =
-        make_parameters<T>(context, args, schedule, tuning, memory);
+    const AttendParameters<T> parameters = make_parameters<T>(context, args, schedule, memory);
     fill_fragment_table(with_lengths(context.key, args.lengths.key), schedule.batches, memory.table,
                         memory.arrivals, schedule.arrivals, stream);
     attend_kernel<T, Config><<<static_cast<unsigned>(schedule.blocks), Config::kThreads,

@@ -7,18 +7,18 @@ namespace vidsparse::cuda::sm90 {
 /// The attend kernel's threads, registers and shared memory on one page.
 ///
 /// A block has three consumer warpgroups, each with one query fragment (64 rows), and a producer
-/// warpgroup of which one warp works. The producer walks the union of the three query fragments'
-/// bitmap rows and loads every key fragment of it once, K and V into rings of slots.
+/// warpgroup of which three warps work. The planner walks the union of the three query fragments'
+/// bitmap rows and decides in which order its key fragments are loaded, each once. One thread loads
+/// K, another V, into rings of slots, and do nothing else: they are on every load's critical path.
 ///
-///   full_k, full_v[slot]    producer -> consumers: 1 arrival + the copy's bytes
-///   empty_k, empty_v[slot]  consumers -> producer: 4 warps x 3; the producer arrives for those
-///   that
-///                           do not use the fragment, so that they delay nobody
-///   queue[consumer]         which slots to use, in order; 32-bit commands
-///   credit[item parity]     consumers -> producer: 4 warps x 3, once an item (three query
-///                           fragments); keeps the producer within two items, so that queues never
-///                           overflow
-///   plan                    the producer's own, see attend_plan.cuh
+///   plan                    the planner's own, see attend_plan.cuh
+///   orders, done[loader]    planner -> loaders, and how many each is done with
+///   full_k, full_v[slot]    loaders -> consumers: 1 arrival + the copy's bytes
+///   empty_k, empty_v[slot]  consumers -> loaders: 4 warps x 3; a loader arrives for those that do
+///                           not use the fragment, so that they delay nobody
+///   queue[consumer]         V's loader -> consumers: which slots to use, in order
+///   credit[item parity]     consumers -> planner: 4 warps x 3, once an item (three query
+///                           fragments); keeps it within two items, so that queues never overflow
 template <int HeadDim>
 struct AttendConfig {
   static constexpr int kHeadDim = HeadDim;

@@ -108,7 +108,7 @@ class Consumer {
   __device__ bool is_there(std::uint32_t next) const {
     const bool told = next != 0 && !Command::is_end(next);
     return ptx::barrier_all(
-        1 + index_, 128, told && ptx::mbarrier_try_wait(full_k(next), Command::key_parity(next)));
+        1 + index_, 128, told && ptx::mbarrier_test_wait(full_k(next), Command::key_parity(next)));
   }
 
   __device__ void multiply_keys(std::uint32_t command, float (&scores)[32]) {
@@ -158,11 +158,10 @@ class Consumer {
   /// swizzled. Rows without a token are zero.
   __device__ void load_query(const Item& item, int tile, int part, bool exists) {
     const Fragment rows = p_.query.fragment(item.batch, tile, part);
-    const std::uint32_t sign = p_.negate_query ? 0x80008000U : 0;
     constexpr int kChunks = kD / 8;  // of a row
     char* to = shared_ + Config::kQuery + index_ * Config::kFragmentBytes;
     ptx::barrier_sync(1 + index_, 128);  // all warps are done with the former item's rows
-#pragma unroll
+#pragma unroll 4
     for (int i = 0; i < 64 * kChunks / 128; ++i) {
       const int slot = (i * 128 + warp_ * 32 + lane_) / kChunks;
       const int chunk = lane_ % kChunks;
@@ -171,7 +170,9 @@ class Consumer {
       if (token >= 0) {
         eight =
             __ldg(reinterpret_cast<const uint4*>(p_.q.row(item.batch, token, item.head)) + chunk);
-        eight.x ^= sign, eight.y ^= sign, eight.z ^= sign, eight.w ^= sign;
+        for (std::uint32_t* word : {&eight.x, &eight.y, &eight.z, &eight.w}) {
+          *word = (*word & p_.query_and) ^ p_.query_xor;
+        }
       }
       *reinterpret_cast<uint4*>(to + chunk / 8 * 8192 + slot * 128 +
                                 ((chunk % 8) ^ (slot % 8)) * 16) = eight;
@@ -216,20 +217,8 @@ class Consumer {
   }
   __device__ std::uint32_t pop() {
     std::uint32_t command = peek();
-#ifdef EXP_GUARD
-    int guard = 0;
-#endif
     while (command == 0) {
-#ifdef EXP_GUARD
-      if (++guard > (1 << 22)) {
-        printf("hang pop thread %d block %d popped %u\n", (int)threadIdx.x, (int)blockIdx.x,
-               popped_);
-        __trap();
-      }
-#endif
-#ifndef EXP_SPIN
       __nanosleep(20);
-#endif
       command = peek();
     }
     ++popped_;

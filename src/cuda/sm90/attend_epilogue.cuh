@@ -57,46 +57,69 @@ template <class T, int D>
 __device__ void store_rows(const AttendParameters<T>& p, const Item& item, int tile,
                            const Fragment& rows, int warp, int lane, const Softmax& softmax,
                            const float (&output)[D / 2]) {
+  constexpr int kBlocks = D / 16;  // of eight columns, two of them this thread's; half of all
   const int quad = lane % 4;
-  const float* coarse = p.oc ? p.oc.row(item.batch, tile, item.head) + quad * 2 : nullptr;
+  const bool gated = static_cast<bool>(p.gate);
+  int valid[2];
+  int token[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int slot = warp * 16 + lane / 4 + 8 * r;
-    const int valid = rows.token(slot);
-    const int token = valid >= 0 ? valid : pad_token(p, rows, slot);
-    const float inverse = softmax.inverse(r);
-    const bool weightless = softmax.empty(r);
-    const std::uint32_t* gates = nullptr;
-    if (p.gate && valid >= 0) {
-      gates =
-          reinterpret_cast<const std::uint32_t*>(p.gate.row(item.batch, token, item.head)) + quad;
+    valid[r] = rows.token(slot);
+    token[r] = valid[r] >= 0 ? valid[r] : pad_token(p, rows, slot);
+    if (p.lse.data != nullptr && quad == 0 && token[r] >= 0) {
+      *p.lse.at(item.batch, item.head, token[r]) =
+          valid[r] >= 0 ? softmax.log_sum_exp(r) : -INFINITY;
     }
-    T* to = token >= 0 ? p.out.row(item.batch, token, item.head) : nullptr;
+  }
 #pragma unroll
-    for (int b = 0; b < D / 32; ++b) {
-      std::uint32_t x[4];
+  for (int half = 0; half < 2; ++half) {
+    // All loads of a half first: one after the other their latencies would add up. Not those of
+    // both: they would not fit the registers.
+    asm volatile("" ::: "memory");
+    float2 coarse[kBlocks] = {};
+    std::uint32_t gates[2][kBlocks] = {};
+    if (p.oc) {
+      const auto* from = reinterpret_cast<const float2*>(p.oc.row(item.batch, tile, item.head)) +
+                         half * kBlocks * 4 + quad;
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int block = 4 * b + j;  // of eight columns
-        float2 value = {output[block * 4 + 2 * r] * inverse,
-                        output[block * 4 + 2 * r + 1] * inverse};
-        if (weightless) value = {0, 0};
-        if (coarse != nullptr) {
-          const float2 oc = *reinterpret_cast<const float2*>(coarse + block * 8);
-          const float2 gate = gates != nullptr ? unpack<T>(__ldg(gates + block * 4))
-                                               : make_float2(p.gate_value, p.gate_value);
-          value.x = fmaf(gate.x, oc.x, value.x);
-          value.y = fmaf(gate.y, oc.y, value.y);
+      for (int block = 0; block < kBlocks; ++block) coarse[block] = from[block * 4];
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (!gated || valid[r] < 0) continue;
+      const auto* from =
+          reinterpret_cast<const std::uint32_t*>(p.gate.row(item.batch, token[r], item.head)) +
+          half * kBlocks * 4 + quad;
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) gates[r][block] = from[block * 4];
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float inverse = softmax.inverse(r);
+      T* to = token[r] >= 0 ? p.out.row(item.batch, token[r], item.head) + half * (D / 2) : nullptr;
+#pragma unroll
+      for (int b = 0; b < kBlocks / 4; ++b) {
+        std::uint32_t x[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int block = 4 * b + j;
+          const int at = (half * kBlocks + block) * 4 + 2 * r;
+          float2 value = {output[at] * inverse, output[at + 1] * inverse};
+          if (softmax.empty(r)) value = {0, 0};
+          if (p.oc) {
+            const float2 gate =
+                gated ? unpack<T>(gates[r][block]) : make_float2(p.gate_value, p.gate_value);
+            value.x = fmaf(gate.x, coarse[block].x, value.x);
+            value.y = fmaf(gate.y, coarse[block].y, value.y);
+          }
+          x[j] = valid[r] >= 0 ? pack<T>(value.x, value.y) : 0;
         }
-        x[j] = valid >= 0 ? pack<T>(value.x, value.y) : 0;
+        transpose_quad(x, quad);
+        if (to != nullptr) {
+          *reinterpret_cast<uint4*>(to + (4 * b + quad) * 8) = make_uint4(x[0], x[1], x[2], x[3]);
+        }
       }
-      transpose_quad(x, quad);
-      if (to != nullptr) {
-        *reinterpret_cast<uint4*>(to + (4 * b + quad) * 8) = make_uint4(x[0], x[1], x[2], x[3]);
-      }
-    }
-    if (p.lse.data != nullptr && quad == 0 && token >= 0) {
-      *p.lse.at(item.batch, item.head, token) = valid >= 0 ? softmax.log_sum_exp(r) : -INFINITY;
     }
   }
 }

@@ -44,7 +44,7 @@ class Loader {
       if (!end) load(order, users);
       if constexpr (IsValue) {
         // Not before K is under way too: a consumer that waits for a slot whose former copy has not
-        // ended could take that end for the one it waits for.
+        // ended could take that end for the one it waits for. K is a step behind at most.
         while (static_cast<std::int32_t>(ptx::load_acquire(done_) - number) <= 0) {
         }
         tell(users, order.command);

@@ -34,8 +34,10 @@ struct AttendParameters {
   Tensor<const float> oc;  ///< [B, H, Nq, D]; null: no pooled branch
   RowValues lse;           ///< null: not wanted
   float gate_value = 0;
-  float scale_log2 = 0;       ///< |scale| * log2(e), above 0
-  bool negate_query = false;  ///< scale is below 0
+  float scale_log2 = 0;  ///< |scale| * log2(e), above 0
+  // What makes a query pair that of |scale|: its signs for a scale below 0, zeros for one of 0.
+  std::uint32_t query_and = ~0U;
+  std::uint32_t query_xor = 0;
 
   const std::uint32_t* mask = nullptr;  ///< 32-bit halves of the bitmap's words
   std::int64_t mask_row = 0;            ///< strides in such halves

@@ -28,7 +28,7 @@ struct alignas(16) Order {
   std::int32_t column_k;  ///< coordinate J in K
   std::int32_t column_v;  ///< and in V
   std::uint32_t command;  ///< for the consumers; kEnd: the item is done
-  /// 2..0 users (bit c: consumer c)   3 stop   29..4 pace step + 1 or 0   31..30 lap
+  /// 2..0 users (bit c: consumer c)   3 stop   29..4 steps of the pace, or 0   31..30 lap
   std::uint32_t word;
 
   static constexpr std::uint32_t kStop = 8;

@@ -1,6 +1,7 @@
-#include "support/device_memory.hpp"
+#include "device/device_memory.hpp"
 
 #include <cstdint>
+#include <new>
 #include <stdexcept>
 #include <string>
 
@@ -8,7 +9,7 @@
 #include <cuda_runtime_api.h>
 #endif
 
-namespace vidsparse::testing {
+namespace vidsparse::tools {
 namespace {
 
 #ifdef VIDSPARSE_HAS_CUDA
@@ -25,20 +26,33 @@ void release(void* memory) { cudaFree(memory); }
 void transfer(void* to, const void* from, std::size_t bytes) {
   require(cudaMemcpy(to, from, bytes, cudaMemcpyDefault), "cudaMemcpy");
 }
-void wait() { require(cudaDeviceSynchronize(), "cudaDeviceSynchronize"); }
+void synchronize() { require(cudaDeviceSynchronize(), "cudaDeviceSynchronize"); }
+void make_current(int index) { require(cudaSetDevice(index), "cudaSetDevice"); }
 #else
 [[noreturn]] void* allocate(std::size_t) { throw std::runtime_error("built without CUDA"); }
 void release(void*) {}
 void transfer(void*, const void*, std::size_t) {}
-void wait() {}
+void synchronize() {}
+void make_current(int) {}
 #endif
+
+constexpr std::align_val_t kAlignment{64};
 
 }  // namespace
 
-DeviceMemory::DeviceMemory(const Device& device) : on_device_(device.kind == Device::Kind::cuda) {}
+DeviceMemory::DeviceMemory(const Device& device) : on_device_(device.kind == Device::Kind::cuda) {
+  if (on_device_) make_current(device.index);
+}
 
 DeviceMemory::~DeviceMemory() {
   for (const Buffer& buffer : buffers_) release(buffer.allocation);
+  for (void* memory : scratch_) {
+    if (on_device_) {
+      release(memory);
+    } else {
+      ::operator delete(memory, kAlignment);
+    }
+  }
 }
 
 void DeviceMemory::add(const void* host, std::size_t bytes) { add(host, nullptr, bytes); }
@@ -54,6 +68,17 @@ void DeviceMemory::add(const void* host, void* written, std::size_t bytes) {
   buffers_.push_back({static_cast<const std::byte*>(host), static_cast<std::byte*>(written), bytes,
                       allocation, device});
   transfer(device, host, bytes);
+}
+
+Workspace DeviceMemory::scratch(std::size_t bytes) {
+  const std::size_t room = bytes == 0 ? 1 : bytes;
+  scratch_.reserve(scratch_.size() + 1);
+  scratch_.push_back(on_device_ ? allocate(room) : ::operator new(room, kAlignment));
+  return {scratch_.back(), bytes};
+}
+
+void DeviceMemory::wait() const {
+  if (on_device_) synchronize();
 }
 
 void DeviceMemory::fetch() {
@@ -76,4 +101,4 @@ void* DeviceMemory::at(const void* host) const {
   return nullptr;
 }
 
-}  // namespace vidsparse::testing
+}  // namespace vidsparse::tools

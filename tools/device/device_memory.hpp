@@ -4,11 +4,11 @@
 #include <memory>
 #include <vector>
 
-#include "vidsparse/backend.hpp"
+#include "vidsparse/plan.hpp"
 #include "vidsparse/tensor.hpp"
 #include "vidsparse/tile_mask.hpp"
 
-namespace vidsparse::testing {
+namespace vidsparse::tools {
 
 /// Host buffers seen through their copies on a device: what a backend on that device is given in
 /// place of host memory. On the CPU a pointer stands for itself.
@@ -23,8 +23,11 @@ class DeviceMemory {
   void add(const void* host, std::size_t bytes);
   /// The same for one that fetch() brings back.
   void add_written(void* host, std::size_t bytes);
-  /// Waits for the device and brings back what was written. Throws std::runtime_error if work
-  /// failed.
+  /// Memory for a call's workspace, not initialised, 64-byte aligned.
+  Workspace scratch(std::size_t bytes);
+  /// Until the device has nothing left to do. Throws std::runtime_error if work failed.
+  void wait() const;
+  /// Waits and brings back what was written.
   void fetch();
 
   /// The device's address of a byte inside one of the buffers; null stays null.
@@ -52,6 +55,7 @@ class DeviceMemory {
 
   bool on_device_;
   std::vector<Buffer> buffers_;
+  std::vector<void*> scratch_;
 };
 
-}  // namespace vidsparse::testing
+}  // namespace vidsparse::tools

@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""The whole layer on a GPU, raster in to raster out with a gate, inference: our backends, torch's
+dense attention on the real tokens (cuDNN) and PyPI's fastvideo-kernel with its host's tiling.
+
+    bench/bench_layer.py [--problems 33k,wan14b-720p,123k] [--backends sm90,triton] [--json FILE]
+
+All take turns in one process; figures are medians of GPU time in ms, the second-level cache
+overwritten before each run. `attend` is the fine stage on the selection that our layer makes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import pathlib
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import vidsparse  # before the others: they would take the sources' package, which lacks the library
+
+import bench_triton
+from triton_case import Case, in_turns
+
+
+def dense(case: Case):
+    """torch's attention on the same tokens, [B, H, S, D] views."""
+    heads_first = [x.transpose(1, 2) for x in (case.q, case.k, case.v)]
+
+    def call():
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            torch.nn.functional.scaled_dot_product_attention(*heads_first)
+
+    return call
+
+
+def measure(name: str, options: argparse.Namespace) -> dict:
+    case = Case(name, options.sparsity)
+    backends = options.backends.split(",")
+    arguments = dict(grid=case.grid, sparsity=options.sparsity, gate=case.gate)
+    calls, attend, extra = {}, {}, {}
+    kept = case.q.numel() * case.q.element_size()
+    for backend in backends:
+
+        def layer(backend=backend):
+            return vidsparse.video_sparse_attention(
+                case.q, case.k, case.v, backend=backend, **arguments
+            )
+
+        def fine(backend=backend):
+            return vidsparse.block_sparse_attention(
+                case.q, case.k, case.v, case.mask, grid=case.grid, backend=backend
+            )
+
+        calls[f"layer {backend}"], attend[f"attend {backend}"] = layer, fine
+        extra[backend] = bench_triton.extra_mib(layer, kept)
+    if bench_triton.peer_package is not None:
+        peer = bench_triton.Peer(case)
+        calls["layer fastvideo-kernel"] = lambda: peer.layer(case.q, case.k, case.v, case.gate)
+        attend["attend fastvideo-kernel"] = peer.attend
+        extra["fastvideo-kernel"] = bench_triton.extra_mib(calls["layer fastvideo-kernel"], kept)
+    calls["dense cudnn"] = dense(case)
+    times = in_turns({**calls, **attend}, options.rounds, options.rep)
+    return {"problem": name, "tokens": case.tokens, "heads": case.heads, "tiles": case.tiles,
+            "pairs": case.pairs, "sparsity": options.sparsity, "ms": times, "extra_mib": extra,
+            "attend_tflops": {n: case.teraflops(times[n]) for n in attend}}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--problems", default="33k,wan14b-720p,123k")
+    parser.add_argument("--backends", default="sm90,triton")
+    parser.add_argument("--sparsity", type=float, default=0.9)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rep", type=int, default=60, help="milliseconds a round and contestant")
+    parser.add_argument("--json", type=pathlib.Path)
+    options = parser.parse_args()
+    records = []
+    with torch.no_grad():
+        for name in options.problems.split(","):
+            record = measure(name, options)
+            records.append(record)
+            torch.cuda.empty_cache()
+            print(name, {n: round(ms, 3) for n, ms in record["ms"].items()})
+            print(name, "TFLOP/s", {n: round(t) for n, t in record["attend_tflops"].items()},
+                  "extra MiB", {n: round(m) for n, m in record["extra_mib"].items()},
+                  flush=True)  # fmt: skip
+            if options.json:
+                header = {"device": torch.cuda.get_device_name(), "torch": torch.__version__,
+                          "vidsparse": vidsparse.__version__, "rounds": options.rounds,
+                          "fastvideo_kernel": getattr(bench_triton.peer_package, "__version__", None),
+                          "date": datetime.datetime.now(datetime.timezone.utc).isoformat()}  # fmt: skip
+                options.json.write_text(json.dumps({**header, "problems": records}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+// What the Hopper backend refuses, and how it says so. Problems are looked at without a device.
+
+#include <gtest/gtest.h>
+
+#include "cuda/sm90/backend.hpp"
+#include "device/device_memory.hpp"
+#include "support/gpu_test.hpp"
+#include "support/poisoned.hpp"
+#include "vidsparse/error.hpp"
+#include "vidsparse/plan.hpp"
+
+namespace vidsparse::testing {
+namespace {
+
+using tools::DeviceMemory;
+
+std::string refusal_of(const Problem& problem) {
+  const Verdict verdict = cuda::sm90::backend().can_run(problem, kGpu);
+  EXPECT_FALSE(verdict.ok);
+  return verdict.reason;
+}
+
+TEST(CudaRefusal, NamesWhatAProblemLacks) {
+  Problem problem;
+  problem.query = Sequence{Video{4, 8, 8}};
+  problem.dtype = DType::f32;
+  EXPECT_EQ(refusal_of(problem), "dtype: expected bf16 or f16, got f32");
+  problem.dtype = DType::bf16;
+  problem.head_dim = 96;
+  EXPECT_EQ(refusal_of(problem), "head_dim: expected 64 or 128, got 96");
+  problem.head_dim = 64;
+  problem.key = Sequence(std::vector<Segment>(9, Plain{5}));
+  EXPECT_EQ(refusal_of(problem), "key: expected at most 8 segments with tokens, got 9");
+}
+
+TEST(CudaRefusal, NamesTheDevice) {
+  EXPECT_EQ(cuda::sm90::backend().can_run(Device{}).reason, "the device is cpu");
+  const Verdict far = cuda::sm90::backend().can_run(Device{Device::Kind::cuda, 999});
+  EXPECT_FALSE(far.ok);
+  EXPECT_NE(far.reason.find("expected"), std::string::npos) << far.reason;
+}
+
+class CudaRefusalOnDevice : public GpuTest {};
+
+/// Tensors a bulk copy cannot read: refused by name before anything runs.
+TEST_P(CudaRefusalOnDevice, NamesTheTensor) {
+  Problem problem;
+  problem.query = Sequence{Video{4, 8, 8}};
+  problem.heads_q = 2;
+  const Plan plan(problem, {kGpu, GetParam(), {}});
+  const std::array<std::int64_t, 4> shape = {1, 256, 2, 128};
+  const auto refused = [&](const char* name, Order order, std::int64_t first) {
+    PoisonedTensor good(DType::bf16, 4, shape);
+    PoisonedTensor bad(DType::bf16, 4, shape, strides_of(order, shape), first);
+    PoisonedTensor out(DType::bf16, 4, shape);
+    Poisoned mask_memory(static_cast<std::size_t>(plan.mask_shape().words()) * 8);
+    DeviceMemory memory(kGpu);
+    for (Poisoned* part : {&good.memory, &bad.memory, &mask_memory}) {
+      memory.add(part->storage().data(), part->storage().size());
+    }
+    memory.add_written(out.memory.storage().data(), out.memory.storage().size());
+    AttendArgs args;
+    args.q = memory.at(good.ref);
+    args.k = args.v = args.q;
+    args.out = memory.at(out.ref);
+    args.mask = {static_cast<std::uint64_t*>(memory.at(mask_memory.data())), plan.mask_shape()};
+    const std::string which = name;
+    (which == "q" ? args.q : which == "k" ? args.k : args.v) = memory.at(bad.ref);
+    const std::size_t bytes = plan.workspace_bytes(args);
+    Poisoned workspace(bytes);
+    memory.add(workspace.storage().data(), workspace.storage().size());
+    try {
+      plan.attend(args, {memory.at(workspace.data()), bytes});
+      ADD_FAILURE() << name << " was taken";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::unsupported) << error.what();
+      EXPECT_EQ(error.argument(), name) << error.what();
+    }
+    memory.fetch();
+    const auto* words = static_cast<const std::uint16_t*>(out.ref.data);
+    EXPECT_EQ(words[0], 0xFFFF) << "something ran";
+  };
+  for (const char* name : {"q", "k", "v"}) {
+    refused(name, Order::padded, 0);
+    refused(name, Order::bshd, 3);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, CudaRefusalOnDevice, ::testing::Values("sm90"),
+                         [](const auto& name) { return name.param; });
+
+}  // namespace
+}  // namespace vidsparse::testing
