@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import vidsparse  # before the others: they would take the sources' package, which lacks the library
 
 import bench_triton
-from triton_case import Case, in_turns
+from triton_case import Case, Stopwatch
 
 
 def dense(case: Case):
@@ -61,7 +61,7 @@ def measure(name: str, options: argparse.Namespace) -> dict:
         attend["attend fastvideo-kernel"] = peer.attend
         extra["fastvideo-kernel"] = bench_triton.extra_mib(calls["layer fastvideo-kernel"], kept)
     calls["dense cudnn"] = dense(case)
-    times = in_turns({**calls, **attend}, options.rounds, options.rep)
+    times = Stopwatch(case.q.device).in_turns({**calls, **attend}, options.rounds)
     return {"problem": name, "tokens": case.tokens, "heads": case.heads, "tiles": case.tiles,
             "pairs": case.pairs, "sparsity": options.sparsity, "ms": times, "extra_mib": extra,
             "attend_tflops": {n: case.teraflops(times[n]) for n in attend}}  # fmt: skip
@@ -72,8 +72,7 @@ def main() -> None:
     parser.add_argument("--problems", default="33k,wan14b-720p,123k")
     parser.add_argument("--backends", default="sm90,triton")
     parser.add_argument("--sparsity", type=float, default=0.9)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rep", type=int, default=60, help="milliseconds a round and contestant")
+    parser.add_argument("--rounds", type=int, default=8, help="of 15 ms and more a contestant")
     parser.add_argument("--json", type=pathlib.Path)
     options = parser.parse_args()
     records = []
