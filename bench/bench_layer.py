@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.metadata
 import json
 import pathlib
 
@@ -87,7 +88,7 @@ def main() -> None:
                   flush=True)  # fmt: skip
             if options.json:
                 header = {"device": torch.cuda.get_device_name(), "torch": torch.__version__,
-                          "vidsparse": vidsparse.__version__, "rounds": options.rounds,
+                          "vidsparse": importlib.metadata.version("vidsparse"), "rounds": options.rounds,
                           "fastvideo_kernel": getattr(bench_triton.peer_package, "__version__", None),
                           "date": datetime.datetime.now(datetime.timezone.utc).isoformat()}  # fmt: skip
                 options.json.write_text(json.dumps({**header, "problems": records}, indent=1) + "\n")
