@@ -23,3 +23,11 @@ def test_compiles(arguments):
     assert run.returncode == 0, run.stdout + run.stderr
     rows = [line for line in run.stdout.splitlines() if line.startswith(("| sm_", "| gfx"))]
     assert len(rows) >= 8 * len(arguments[1].split(","))
+
+
+def test_numbers_compile_nothing():
+    """Neither top_k nor batch, heads, grid or text; another power of two of tiles one kernel."""
+    program = pathlib.Path(__file__).with_name("triton_variants.py")
+    run = subprocess.run([sys.executable, program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["0"] * 7 + ["1"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+
 import torch
 import triton
 from torch import Tensor
@@ -28,6 +31,19 @@ def search_shape(tiles: int, shape: Shape) -> tuple[int, int]:
     of two, each of which is a kernel of its own, to LONGEST, from where one kernel serves all."""
     chunk = min(max(triton.next_power_of_2(tiles), 128), LONGEST)
     return min(shape.rows, max(shape.search // chunk, 1)), chunk
+
+
+def _on_its_device(method: Callable) -> Callable:
+    """Triton launches on the current device, which may be another one."""
+
+    @wraps(method)
+    def launch(self: TritonKernels, *arguments: object, **named: object) -> object:
+        if self.device.type == "cpu":
+            return method(self, *arguments, **named)
+        with torch.cuda.device(self.device):
+            return method(self, *arguments, **named)
+
+    return launch
 
 
 def _strides(x: Tensor) -> tuple[int, int, int]:
@@ -73,6 +89,7 @@ class TritonKernels(Kernels):
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)
 
+    @_on_its_device
     def pool(
         self,
         q: Tensor | None,
@@ -106,6 +123,7 @@ class TritonKernels(Kernels):
             num_warps=PLAIN_WARPS,
         )  # fmt: skip
 
+    @_on_its_device
     def select(
         self,
         qc: Tensor,
@@ -175,6 +193,7 @@ class TritonKernels(Kernels):
             )  # fmt: skip
         return items, counts, capacity
 
+    @_on_its_device
     def attend(
         self,
         q: Tensor,
@@ -224,6 +243,7 @@ class TritonKernels(Kernels):
             **shape.options,
         )  # fmt: skip
 
+    @_on_its_device
     def forward(
         self,
         q: Tensor,
@@ -262,6 +282,7 @@ class TritonKernels(Kernels):
             capacity = min(capacity, selection.top_k + p.key_layout.plain_tiles)
         self._attend(q, k, v, lengths, scale, mask, capacity, gate, oc, out, lse)
 
+    @_on_its_device
     def backward(
         self,
         q: Tensor,
