@@ -20,6 +20,7 @@ help:  ## this list
 
 demo: build  ## denoise a real clip by sparse attention and say where to look
 	@scripts/fetch_clips $(CLIPS)
+	@mkdir -p $(BUILD)/demo
 	@$(COMMAND) denoise $(CLIPS)/bigbuckbunny.mp4 -o $(BUILD)/demo/bigbuckbunny.mp4 \
 	  --pictures $(BUILD)/demo/selection
 	@echo "Look at $(BUILD)/demo/bigbuckbunny.mp4 and $(BUILD)/demo/selection/index.html"
