@@ -56,6 +56,7 @@ format-check:  ## fail if a source is not formatted
 	@clang-format --dry-run --Werror $(SOURCES)
 
 python-check:  ## ruff over the Python sources
+	@scripts/setup build
 	@scripts/python_env $(PYTHON_ENV)
 	@$(PYTHON) -m ruff check $(PYTHON_SOURCES)
 

@@ -244,6 +244,8 @@ def _tokens(
     if not isinstance(layout, str):
         if grid is not None or query is not None or key is not None:
             refuse("layout", "packed sizes alone, without grid, query or key", "both")
+        if prefix or kv_grid is not None or query_lengths is not None or key_lengths is not None:
+            refuse("layout", "packed sizes alone, without prefix, kv_grid or lengths", "both")
         sizes = layout if isinstance(layout, tuple) else (layout, layout)
         slots = sides[0] * sides[1] * sides[2]
         codes = [(2, part.shape[-1], slots, 0) for part in sizes]

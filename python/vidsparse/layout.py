@@ -112,11 +112,11 @@ class TileLayout:
         """int64 [tiles, E]: the token in each slot of each tile in slot order (compacted: slot
         ((t%a)*b' + h%b)*c' + w%c), -1 for pads. Run-time lengths are not known here: they keep the
         first n_j slots."""
-        table = torch.full((self.tiles, self.slots), -1, dtype=torch.int64)
+        table = torch.full((self.tiles, self.slots), -1, dtype=torch.int64, device="cpu")
         for index in range(self.tiles):
             box = self.box(index)
             part = self.parts[box.part]
-            t, h, w = (torch.arange(o, o + e) for o, e in zip(box.origin, box.extent))
+            t, h, w = (torch.arange(o, o + e, device="cpu") for o, e in zip(box.origin, box.extent))
             _, height, width = part.grid
             tokens = (t[:, None, None] * height + h[:, None]) * width + w
             table[index, : box.capacity] = tokens.flatten() + part.first_token

@@ -300,7 +300,9 @@ def is_plain(*tensors: Tensor | None) -> bool:
 def traceable(sparsity: float | None) -> Tensor | None:
     """As a tensor, made by arithmetic: torch.compile makes a changing float dynamic only where it
     enters a tensor operation, and would recompile for each value otherwise."""
-    return None if sparsity is None else torch.ones((), dtype=torch.float64) * sparsity
+    if sparsity is None:
+        return None
+    return torch.ones((), dtype=torch.float64, device="cpu") * sparsity
 
 
 def forward(

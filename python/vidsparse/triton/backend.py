@@ -28,6 +28,11 @@ class TritonBackend(Backend):
                 return Verdict(False, "a CPU runs Triton kernels only with TRITON_INTERPRET=1")
         elif device.type != "cuda":
             return Verdict(False, f"device: expected a GPU of type cuda, got {device.type}")
+        elif torch.version.hip is None and torch.cuda.is_available():
+            capability = torch.cuda.get_device_capability(device)
+            if capability < (8, 0):
+                got = ".".join(map(str, capability))
+                return Verdict(False, f"device: expected compute capability 8.0 or more, got {got}")
         if problem is not None:
             if device.type == "cpu" and problem.dtype == torch.bfloat16:
                 return Verdict(False, "dtype: Triton's interpreter does not multiply bfloat16")

@@ -32,19 +32,19 @@ class Tables:
 def tables_of(layout: TileLayout, device: torch.device) -> Tables:
     """Made once for a layout and device; the copy is the only time the host touches them."""
     tokens = layout.slot_tokens()
-    facts = torch.zeros(4, layout.tiles, dtype=torch.int32)
+    facts = torch.zeros(4, layout.tiles, dtype=torch.int32, device="cpu")
     facts[0] = (tokens >= 0).sum(1)
     facts[1] = -1
     for part in layout.parts:
         where = slice(part.first_tile, part.first_tile + part.tiles)
         if layout.sequence.is_packed:
-            facts[1, where] = torch.arange(part.tiles)
+            facts[1, where] = torch.arange(part.tiles, device="cpu")
         elif part.plain:
             facts[1, where] = part.plain_index
-            facts[2, where] = torch.arange(part.tiles) * layout.slots
+            facts[2, where] = torch.arange(part.tiles, device="cpu") * layout.slots
             facts[3, where] = 1
     if layout.tiles == 0:  # kernels look one list entry ahead, even of an empty list
-        tokens = torch.zeros(1, layout.slots, dtype=torch.int64)
+        tokens = torch.zeros(1, layout.slots, dtype=torch.int64, device="cpu")
     tokens = tokens.clamp_(min=0).to(torch.int32)
     return Tables(tokens.to(device), facts.to(device), layout.tiles, layout.slots)
 
