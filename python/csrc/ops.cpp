@@ -68,13 +68,26 @@ std::string driver_floor() {
 #endif
 }
 
+// Uninitialised bytes on the device of `like`. torch::stable::new_empty does the same by way of the
+// dispatcher, which takes the host longer.
+Tensor scratch(const Tensor& like, std::int64_t bytes) {
+  constexpr std::int64_t stride = 1;
+  std::int32_t device_type = 0;
+  std::int32_t device_index = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &bytes, &stride, aoti_torch_dtype_uint8(),
+                                                  device_type, device_index, &handle));
+  return Tensor(handle);
+}
+
 // The stream is that of the caller, and the workspace from torch's allocator on it.
 template <class Args>
 void run(void (Plan::*call)(const Args&, Workspace, void*) const, const Plan& plan,
          const Args& args, const Tensor& like, std::int64_t stream) {
   const auto bytes = static_cast<std::int64_t>(plan.workspace_bytes(args));
-  const Tensor memory =
-      torch::stable::new_empty(like, {bytes}, torch::headeronly::ScalarType::Byte);
+  const Tensor memory = scratch(like, bytes);
   (plan.*call)(args, {memory.data_ptr(), static_cast<std::size_t>(bytes)},
                reinterpret_cast<void*>(stream));  // NOLINT: how torch hands streams out
 }
