@@ -2,7 +2,8 @@
 
 A backend answers `can_run`, and prepares `Kernels` for a `Problem`: every choice and size is made
 there, and the calls only run. Arguments arrive validated, outputs allocated (and uninitialised); a
-call writes them whole. On a GPU it neither allocates, but for one workspace, nor synchronises.
+call writes them whole. On a GPU it does not synchronise, and allocates scratch from torch's caching
+allocator only: the compiled backends one workspace, Triton a tensor for each intermediate result.
 
 Letters in the shapes: B batch, H query heads, G key/value heads (query head h reads key head
 h // (H // G)), Sq and Sk tokens (pad slots included), Nq and Nk tiles, D head_dim, W words of a
@@ -202,6 +203,16 @@ def backend_list() -> list[Backend]:
     return native.backends() + triton_backend.backends()
 
 
+def judge(
+    row: Backend, problem: Problem, device: torch.device, gradients: bool = False
+) -> Verdict:
+    """Whether a backend can run a problem, with `gradients` if they are wanted."""
+    verdict = row.can_run(problem, device)
+    if verdict.ok and gradients and row.forward_only:
+        return Verdict(False, "it has no backward yet, and gradients are wanted")
+    return verdict
+
+
 def choose(
     problem: Problem, device: torch.device, backend: str | None, gradients: bool = False
 ) -> Backend:
@@ -217,9 +228,7 @@ def choose(
     for row in everything:
         if row.on_request if forced is None else row.name != forced:
             continue
-        verdict = row.can_run(problem, device)
-        if verdict.ok and gradients and row.forward_only:
-            verdict = Verdict(False, "it has no backward yet, and gradients are wanted")
+        verdict = judge(row, problem, device, gradients)
         if verdict.ok:
             return row
         refusals.append(f"{row.name}: {verdict.reason}")

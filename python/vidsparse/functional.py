@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -108,7 +108,7 @@ def video_sparse_attention_qkvpacked(
     """`video_sparse_attention` of one fused tensor [B, S, 3, H, D], read in place; its gradient is
     one tensor too, written in place. `lengths` are those of both sides."""
     shape, both = _tokens(grid, query, None, tile, prefix, None, layout, lengths, lengths)
-    qkv, _, _, gate = _autocast(qkv, None, None, gate)
+    qkv, gate = _autocast(qkv, gate)
     return _forward(
         qkv, None, None, gate, shape, both, always, sparsity, top_k, prefix_mode, scale, backend,
         return_lse, return_selection,
@@ -141,13 +141,14 @@ def block_sparse_attention(
     shape, lengths = _tokens(
         grid, query, key, tile, prefix, kv_grid, layout, query_lengths, key_lengths
     )
-    q, k, v, _ = _autocast(q, k, v, None)
+    q, k, v = _autocast(q, k, v)
     bitmap = as_bitmap(mask, count_tokens(shape.key, shape.tile)[1])
     options = Options(
-        shape, *lengths, bitmap, None, None, None, False, scale, None, backend, return_lse, False
-    )
+        shape, *lengths, bitmap, None, None, None, False, None if scale is None else float(scale),
+        None, backend, return_lse, False,
+    )  # fmt: skip
     out, lse, _ = ops.forward(q, k, v, None, options)
-    return (out, lse) if return_lse else out
+    return out if lse is None or not return_lse else (out, lse)
 
 
 def pool(
@@ -202,8 +203,8 @@ def select(
         grid, query, key, tile, prefix, kv_grid, layout, query_lengths, key_lengths
     )
     mask, oc, _, _ = stages.select(
-        qc, kc, vc, *lengths, *shape, scale, backend, _without_tail(always, shape), sparsity,
-        top_k, _compete(prefix_mode),
+        qc, kc, vc, *lengths, *shape, None if scale is None else float(scale), backend,
+        _without_tail(always, shape), sparsity, top_k, _compete(prefix_mode),
     )  # fmt: skip
     return mask if vc is None else (mask, oc)
 
@@ -215,8 +216,8 @@ def _forward(
     is_tensor = isinstance(gate, Tensor)
     options = Options(
         shape, *lengths, None, _without_tail(always, shape), sparsity, top_k,
-        _compete(prefix_mode), scale, None if is_tensor or gate is None else float(gate), backend,
-        return_lse, return_selection,
+        _compete(prefix_mode), None if scale is None else float(scale),
+        None if is_tensor or gate is None else float(gate), backend, return_lse, return_selection,
     )  # fmt: skip
     out, lse, mask = ops.forward(q, k, v, gate if is_tensor else None, options)
     if not (return_lse or return_selection):
@@ -248,8 +249,8 @@ def _tokens(
             refuse("layout", "packed sizes alone, without prefix, kv_grid or lengths", "both")
         sizes = layout if isinstance(layout, tuple) else (layout, layout)
         slots = sides[0] * sides[1] * sides[2]
-        codes = [(2, part.shape[-1], slots, 0) for part in sizes]
-        return Shape(*codes, sides), sizes
+        packed = [(2, part.shape[-1], slots, 0) for part in sizes]
+        return Shape(packed[0], packed[1], sides), sizes
     if layout != "raster":
         refuse("layout", "raster or the sizes of packed tiles", layout)
     if (grid is None) == (query is None):
@@ -270,15 +271,13 @@ def _tokens(
     return Shape(query_code, key_code, sides), (query_lengths, key_lengths)
 
 
-def _autocast(
-    q: Tensor, k: Tensor | None, v: Tensor | None, gate: Gate
-) -> tuple[Tensor, Tensor | None, Tensor | None, Gate]:
-    """In autocast's dtype, where it is on."""
+def _autocast(q: Tensor, *others: Gate) -> tuple[Any, ...]:
+    """All of them, tensors in autocast's dtype where it is on."""
     device = q.device.type
     if device == "meta" or not torch.is_autocast_enabled(device):
-        return q, k, v, gate
+        return q, *others
     dtype = torch.get_autocast_dtype(device)
     return tuple(
         x.to(dtype) if isinstance(x, Tensor) and x.dtype != torch.float64 else x
-        for x in (q, k, v, gate)
+        for x in (q, *others)
     )

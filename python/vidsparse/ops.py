@@ -18,9 +18,10 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from .backends import Gate, Lengths
 from .errors import refuse
 from .layout import mask_words
-from .prepared import Shape, count_tokens, describe, prepare
+from .prepared import Prepared, Shape, count_tokens, describe, prepare
 
 
 class Options(NamedTuple):
@@ -31,7 +32,7 @@ class Options(NamedTuple):
     key_lengths: Tensor | None
     mask: Tensor | None  # attend over this bitmap; else select
     always: Tensor | None
-    sparsity: float | Tensor | None  # a tensor (0-dim, CPU) where it is traced
+    sparsity: float | Tensor | None  # a tensor (0-dim, CPU) out of the operator
     top_k: int | None
     compete: bool
     scale: float | None
@@ -52,25 +53,48 @@ class Results(NamedTuple):
     coarse_sum: Tensor | None  # acc [B, H, Nq]
 
 
+class Call(NamedTuple):
+    """A call that has been checked, bound to its kernels."""
+
+    prepared: Prepared
+    q: Tensor  # [B, Sq, H, D]
+    k: Tensor  # [B, Sk, G, D]
+    v: Tensor
+    gate: Gate
+    lengths: Lengths
+    scale: float
+
+
 def _unfuse(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     if k is not None and v is not None:
         return q, k, v
     if q.ndim != 5 or q.shape[2] != 3:
         refuse("qkv", "[batch, tokens, 3, heads, head_dim]", describe(q))
-    return q.unbind(2)
+    q, k, v = q.unbind(2)
+    return q, k, v
 
 
-def run_forward(
-    q: Tensor, k: Tensor | None, v: Tensor | None, gate: Tensor | None, options: Options, keep: bool
-) -> Results:
-    """The whole op, or attention alone over options.mask. `keep`: with all that backward needs."""
+def bind(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    gate: Tensor | None,
+    options: Options,
+    gradients: bool,
+) -> Call:
+    """Raises ArgumentError or UnsupportedError."""
     q, k, v = _unfuse(q, k, v)
-    prepared = prepare(options.shape, q, k, v, options.backend, gradients=keep)
+    prepared = prepare(options.shape, q, k, v, options.backend, gradients)
     lengths = prepared.check_lengths(options.query_lengths, options.key_lengths)
-    scale = prepared.scale if options.scale is None else options.scale
-    any_gate = options.gate_value if gate is None else gate
     if gate is not None:
         prepared.check_gate(gate)
+    scale = prepared.scale if options.scale is None else options.scale
+    return Call(prepared, q, k, v, options.gate_value if gate is None else gate, lengths, scale)
+
+
+def run_forward(call: Call, options: Options, keep: bool) -> Results:
+    """The whole op, or attention alone over options.mask. `keep`: with all that backward needs."""
+    prepared, q, k, v, gate, lengths, scale = call
     out = torch.empty_like(q)
     acc = prepared.accumulator
     wants_lse = keep or options.want_lse
@@ -83,66 +107,47 @@ def run_forward(
         options.sparsity, options.top_k, options.compete, options.always
     )
     wants_mask = keep or options.want_mask
-    mask = q.new_empty(prepared.mask, dtype=torch.int64) if wants_mask else None
+    selected = q.new_empty(prepared.mask, dtype=torch.int64) if wants_mask else None
     oc = coarse_max = coarse_sum = None
-    if keep and any_gate is not None:
+    if keep and gate is not None:
         oc = q.new_empty(prepared.query_pooled, dtype=acc)
         coarse_max = q.new_empty(prepared.tile_rows, dtype=acc)
         coarse_sum = q.new_empty(prepared.tile_rows, dtype=acc)
     prepared.kernels.forward(
-        q, k, v, lengths, selection, scale, any_gate, out, lse, mask, oc, coarse_max, coarse_sum
+        q, k, v, lengths, selection, scale, gate, out, lse, selected, oc, coarse_max, coarse_sum
     )
-    return Results(out, lse, mask, oc, coarse_max, coarse_sum)
+    return Results(out, lse, selected, oc, coarse_max, coarse_sum)
 
 
 def run_backward(
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor | None,
-    gate: Tensor | None,
-    options: Options,
+    call: Call,
+    fused: Tensor | None,
+    mask: Tensor,
     saved: Results,
     dout: Tensor,
     dlse: Tensor | None,
     want_dgate: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """dq, dk, dv, dgate; for a fused qkv its one gradient, None, None, dgate."""
-    fused = k is None
-    dq = torch.empty_like(q)
-    parts = dq.unbind(2) if fused else (dq, torch.empty_like(k), torch.empty_like(v))
-    q, k, v = _unfuse(q, k, v)
-    prepared = prepare(options.shape, q, k, v, options.backend, gradients=True)
-    lengths = prepared.check_lengths(options.query_lengths, options.key_lengths)
-    scale = prepared.scale if options.scale is None else options.scale
-    mask = prepared.check_mask("mask", options.mask if options.mask is not None else saved.mask)
-    any_gate = options.gate_value if gate is None else gate
-    dgate = torch.empty_like(gate) if gate is not None and want_dgate else None
+    """dq, dk, dv, dgate; where q, k and v are views of `fused`, its one gradient, None, None,
+    dgate."""
+    prepared, q, k, v, gate, lengths, scale = call
+    if fused is None:
+        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    else:
+        whole = torch.empty_like(fused)
+        dq, dk, dv = whole.unbind(2)
+    mask = prepared.check_mask("mask", mask)
+    dgate = torch.empty_like(gate) if isinstance(gate, Tensor) and want_dgate else None
     if dout.stride(3) != 1 and dout.shape[3] > 1:  # an expanded gradient, as sum() gives
         dout = dout.contiguous()
     if dlse is not None:
         dlse = dlse.contiguous()
+    assert saved.lse is not None
     prepared.kernels.backward(
-        q, k, v, lengths, scale, mask, any_gate, saved.out, saved.lse, saved.oc, saved.coarse_max,
-        saved.coarse_sum, dout, dlse, *parts, dgate,
+        q, k, v, lengths, scale, mask, gate, saved.out, saved.lse, saved.oc, saved.coarse_max,
+        saved.coarse_sum, dout, dlse, dq, dk, dv, dgate,
     )  # fmt: skip
-    return (dq, None, None, dgate) if fused else (*parts, dgate)
-
-
-def _save(ctx, q, k, v, gate, options: Options, results: Results) -> None:
-    tensors = (q, k, v, gate, options.query_lengths, options.key_lengths, options.mask, *results)
-    ctx.save_for_backward(*tensors)
-    ctx.options = options._replace(
-        query_lengths=None, key_lengths=None, mask=None, always=None, sparsity=None
-    )
-    ctx.set_materialize_grads(False)
-
-
-def _saved(ctx) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Options, Results]:
-    q, k, v, gate, query_lengths, key_lengths, mask, *results = ctx.saved_tensors
-    options = ctx.options._replace(
-        query_lengths=query_lengths, key_lengths=key_lengths, mask=mask
-    )
-    return q, k, v, gate, options, Results(*results)
+    return (dq, dk, dv, dgate) if fused is None else (whole, None, None, dgate)
 
 
 class _Forward(torch.autograd.Function):
@@ -150,8 +155,12 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, gate, options: Options):
-        results = run_forward(q, k, v, gate, options, keep=True)
-        _save(ctx, q, k, v, gate, options, results)
+        call = bind(q, k, v, gate, options, gradients=True)
+        results = run_forward(call, options, keep=True)
+        mask = results.mask if options.mask is None else options.mask
+        ctx.save_for_backward(q, k, v, gate, *call.lengths, mask, *results)
+        ctx.bound = call.prepared, options.gate_value, call.scale
+        ctx.set_materialize_grads(False)
         if results.mask is not None:
             ctx.mark_non_differentiable(results.mask)
         return results.out, results.lse, results.mask
@@ -159,10 +168,17 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dout, dlse, _):
-        q, k, v, gate, options, saved = _saved(ctx)
+        q, k, v, gate, query_lengths, key_lengths, mask, *results = ctx.saved_tensors
+        prepared, gate_value, scale = ctx.bound
+        call = Call(
+            prepared, *_unfuse(q, k, v), gate_value if gate is None else gate,
+            Lengths(query_lengths, key_lengths), scale,
+        )  # fmt: skip
+        saved = Results(*results)
         dout = torch.zeros_like(saved.out) if dout is None else dout
+        fused = q if k is None else None
         want_dgate = ctx.needs_input_grad[3]
-        return *run_backward(q, k, v, gate, options, saved, dout, dlse, want_dgate), None
+        return *run_backward(call, fused, mask, saved, dout, dlse, want_dgate), None
 
 
 # The operators. Their outputs are always tensors; an empty one stands for None.
@@ -192,7 +208,7 @@ def _forward_operator(
         Shape(tuple(query), tuple(key), tuple(tile)), query_lengths, key_lengths, mask, always,
         sparsity, top_k, compete, scale, gate_value, backend, want_lse, want_mask,
     )  # fmt: skip
-    results = run_forward(q, k, v, gate, options, keep)
+    results = run_forward(bind(q, k, v, gate, options, gradients=keep), options, keep)
     return tuple(q.new_empty(0) if x is None else x for x in results)
 
 
@@ -204,8 +220,10 @@ def _backward_operator(
         Shape(tuple(query), tuple(key), tuple(tile)), query_lengths, key_lengths, mask, None,
         None, None, False, scale, gate_value, backend, False, False,
     )  # fmt: skip
+    call = bind(q, k, v, gate, options, gradients=True)
     saved = Results(out, lse, None, oc, coarse_max, coarse_sum)
-    gradients = run_backward(q, k, v, gate, options, saved, dout, dlse, want_dgate)
+    fused = q if k is None else None
+    gradients = run_backward(call, fused, mask, saved, dout, dlse, want_dgate)
     return tuple(q.new_empty(0) if x is None else x for x in gradients)
 
 
@@ -253,30 +271,31 @@ def _setup_context(ctx, inputs, output):
         q, k, v, gate, query_lengths, key_lengths, mask, query, key, tile, scale, gate_value,
         backend, *_,
     ) = inputs  # fmt: skip
-    options = Options(
-        Shape(tuple(query), tuple(key), tuple(tile)), query_lengths, key_lengths, mask, None,
-        None, None, False, scale, gate_value, backend, False, False,
-    )  # fmt: skip
-    _save(ctx, q, k, v, gate, options, Results(*output))
+    out, lse, selected, *coarse = output
+    mask = selected if mask is None else mask
+    ctx.save_for_backward(q, k, v, gate, query_lengths, key_lengths, mask, out, lse, *coarse)
+    ctx.static = query, key, tile, scale, gate_value, backend
     ctx.has_coarse = gate is not None or gate_value is not None
     ctx.mark_non_differentiable(*output[2:])
 
 
 def _operator_backward(ctx, dout, dlse, *_):
-    q, k, v, gate, options, saved = _saved(ctx)
-    mask = saved.mask if options.mask is None else options.mask
-    coarse = saved[3:] if ctx.has_coarse else (None, None, None)
+    *inputs, out, lse, oc, coarse_max, coarse_sum = ctx.saved_tensors
+    coarse = (oc, coarse_max, coarse_sum) if ctx.has_coarse else (None, None, None)
     want_dgate = ctx.needs_input_grad[3]
     dq, dk, dv, dgate = torch.ops.vidsparse.backward(
-        q, k, v, gate, options.query_lengths, options.key_lengths, mask, *options.shape,
-        options.scale, options.gate_value, options.backend, saved.out, saved.lse, *coarse,
-        torch.zeros_like(saved.out) if dout is None else dout, dlse, want_dgate,
+        *inputs, *ctx.static, out, lse, *coarse,
+        torch.zeros_like(out) if dout is None else dout, dlse, want_dgate,
     )  # fmt: skip
-    fused = k is None
+    fused = inputs[1] is None
     return (
         dq, None if fused else dk, None if fused else dv, dgate if want_dgate else None,
         *[None] * 16,
     )  # fmt: skip
+
+
+def _second_derivative(ctx, *_):
+    raise RuntimeError("vidsparse: expected first derivatives only, got a backward of backward")
 
 
 for _name, _run, _fake in (
@@ -288,16 +307,28 @@ for _name, _run, _fake in (
 torch.library.register_autograd(
     "vidsparse::forward", _operator_backward, setup_context=_setup_context, lib=_library
 )
+torch.library.register_autograd("vidsparse::backward", _second_derivative, lib=_library)
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
     """Whether nothing traces or intercepts a call on these."""
     if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
         return False
-    return all(type(x) in (Tensor, torch.nn.Parameter, type(None)) for x in tensors)
+    # A loop, here and below, costs half of what all() of a generator does.
+    for x in tensors:
+        if x is not None and type(x) is not Tensor and type(x) is not torch.nn.Parameter:
+            return False
+    return True
 
 
-def traceable(sparsity: float | None) -> Tensor | None:
+def _any_requires_grad(*tensors: Tensor | None) -> bool:
+    for x in tensors:  # noqa: SIM110
+        if x is not None and x.requires_grad:
+            return True
+    return False
+
+
+def traceable(sparsity: float | Tensor | None) -> Tensor | None:
     """As a tensor, made by arithmetic: torch.compile makes a changing float dynamic only where it
     enters a tensor operation, and would recompile for each value otherwise."""
     if sparsity is None:
@@ -309,13 +340,11 @@ def forward(
     q: Tensor, k: Tensor | None, v: Tensor | None, gate: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """out, lse, mask, with autograd; what was not asked for may be anything."""
-    keep = torch.is_grad_enabled() and any(
-        x is not None and x.requires_grad for x in (q, k, v, gate)
-    )
+    keep = torch.is_grad_enabled() and _any_requires_grad(q, k, v, gate)
     if is_plain(q, k, v, gate):
         if keep or forward_ad._current_level >= 0:  # it refuses forward-mode derivatives
             return _Forward.apply(q, k, v, gate, options)
-        return run_forward(q, k, v, gate, options, keep)[:3]
+        return run_forward(bind(q, k, v, gate, options, keep), options, keep)[:3]
     return torch.ops.vidsparse.forward(
         q, k, v, gate, options.query_lengths, options.key_lengths, options.mask, *options.shape,
         options.scale, options.gate_value, options.backend, options.always,

@@ -86,7 +86,7 @@ def test_other_devices(trains):
         assert torch.equal(layer(*there), layer(*there))
         assert torch.equal(layer(*here).cpu(), layer(*there).cpu())
         torch.cuda.synchronize()
-    with pytest.raises(vidsparse.ArgumentError, match="k: expected .* on cuda:0"):
+    with pytest.raises(vidsparse.ArgumentError, match=r"k: expected .* on cuda:0"):
         layer(here[0], *there[1:])
 
 

@@ -223,6 +223,13 @@ def test_selection_of_own_pooled_tensors(device):
     torch.testing.assert_close(oc.double(), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_scale_may_be_an_integer(device):
+    q, k = (torch.randn(1, 2 * 64, 2, 64, device=device).bfloat16() / 4 for _ in range(2))
+    kwargs = dict(grid=(8, 4, 4), top_k=1, gate=1)
+    expected = vidsparse.video_sparse_attention(q, k, k, scale=1.0, **kwargs)
+    assert torch.equal(vidsparse.video_sparse_attention(q, k, k, scale=1, **kwargs), expected)
+
+
 def test_pool_keeps_float32(device):
     q = torch.randn(2, 5 * 5 * 5, 2, 64, device=device).bfloat16()
     qc, kc, vc = vidsparse.pool(q, q, q, grid=(5, 5, 5))

@@ -182,6 +182,11 @@ def test_second_derivatives_are_refused():
     (dq,) = torch.autograd.grad(out.sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         dq.sum().backward()
+    inputs = q, *_ = tensors()
+    out = torch.ops.vidsparse.forward(*inputs, *operator_arguments("tensor")[4:])[0]
+    (dq,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        dq.sum().backward()
 
 
 def test_forward_mode_derivatives_are_refused():
