@@ -144,8 +144,8 @@ def block_sparse_attention(
     q, k, v = _autocast(q, k, v)
     bitmap = as_bitmap(mask, count_tokens(shape.key, shape.tile)[1])
     options = Options(
-        shape, *lengths, bitmap, None, None, None, False, None if scale is None else float(scale),
-        None, backend, return_lse, False,
+        shape, *lengths, bitmap, None, None, None, False, _number("scale", scale), None, backend,
+        return_lse, False,
     )  # fmt: skip
     out, lse, _ = ops.forward(q, k, v, None, options)
     return out if lse is None or not return_lse else (out, lse)
@@ -203,7 +203,7 @@ def select(
         grid, query, key, tile, prefix, kv_grid, layout, query_lengths, key_lengths
     )
     mask, oc, _, _ = stages.select(
-        qc, kc, vc, *lengths, *shape, None if scale is None else float(scale), backend,
+        qc, kc, vc, *lengths, *shape, _number("scale", scale), backend,
         _without_tail(always, shape), sparsity, top_k, _compete(prefix_mode),
     )  # fmt: skip
     return mask if vc is None else (mask, oc)
@@ -214,10 +214,11 @@ def _forward(
     return_lse, return_selection,
 ):  # fmt: skip
     is_tensor = isinstance(gate, Tensor)
+    gate_value = None if is_tensor else _number("gate", gate)
     options = Options(
         shape, *lengths, None, _without_tail(always, shape), sparsity, top_k,
-        _compete(prefix_mode), None if scale is None else float(scale),
-        None if is_tensor or gate is None else float(gate), backend, return_lse, return_selection,
+        _compete(prefix_mode), _number("scale", scale), gate_value, backend, return_lse,
+        return_selection,
     )  # fmt: skip
     out, lse, mask = ops.forward(q, k, v, gate if is_tensor else None, options)
     if not (return_lse or return_selection):
@@ -229,6 +230,16 @@ def _without_tail(always: Tensor | None, shape: Shape) -> Tensor | None:
     if always is None:
         return None
     return without_tail(always, count_tokens(shape.key, shape.tile)[1])
+
+
+def _number(name: str, value: float | None) -> float | None:
+    """As a float: kernels take no integers."""
+    if value is None:
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        refuse(name, "a number", repr(value))
 
 
 def _compete(prefix_mode: str) -> bool:

@@ -153,9 +153,9 @@ def resolve_top_k(sparsity: float | torch.Tensor | None, top_k: int | None, tile
         return top_k_of(float(sparsity), tiles)
     if top_k is None:
         refuse("sparsity", "exactly one of sparsity and top_k", "neither")
-    if not min(1, tiles) <= top_k <= tiles:
+    if not min(1, tiles) <= top_k <= tiles or int(top_k) != top_k:
         refuse("top_k", f"1 to {tiles}, the number of video key tiles", top_k)
-    return top_k
+    return int(top_k)
 
 
 def mask_words(key_tiles: int) -> int:

@@ -68,6 +68,8 @@ class Call(NamedTuple):
 def _unfuse(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     if k is not None and v is not None:
         return q, k, v
+    if k is not None or v is not None:
+        refuse("k" if k is None else "v", "a tensor", None)
     if q.ndim != 5 or q.shape[2] != 3:
         refuse("qkv", "[batch, tokens, 3, heads, head_dim]", describe(q))
     q, k, v = q.unbind(2)
