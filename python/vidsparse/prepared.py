@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from .backends import Kernels, Lengths, PrefixMode, Problem, Selection, choose
 from .errors import refuse
 from .layout import mask_words, resolve_top_k
 from .sequence import Ints, Sequence, parse_tile
+
+T = TypeVar("T")
 
 
 class Shape(NamedTuple):
@@ -111,14 +113,15 @@ _by_sizes: dict[tuple, Prepared] = {}
 _by_tensors: dict[tuple, Prepared] = {}
 
 
-def _remember(cache: dict[tuple, Prepared], key: tuple, prepared: Prepared) -> Prepared:
+def remember(cache: dict[tuple, T], key: tuple, value: T) -> T:
+    """Puts a value into a cache of bounded size and returns it."""
     while len(cache) >= _CAPACITY:
         cache.pop(next(iter(cache)), None)
-    cache[key] = prepared
-    return prepared
+    cache[key] = value
+    return value
 
 
-def _surroundings(on_gpu: bool) -> object:
+def surroundings(on_gpu: bool) -> object:
     """What a choice depends on besides the call. Looked up in each: changes count."""
     forced = os.environ.get("VIDSPARSE_BACKEND")
     if on_gpu:
@@ -139,7 +142,7 @@ def prepare_sizes(
 ) -> Prepared:
     """The Prepared of these, from the cache or made. Raises ArgumentError or UnsupportedError."""
     sizes = (batch, heads_q, heads_kv, head_dim)
-    around = _surroundings(device.type != "cpu")
+    around = surroundings(device.type != "cpu")
     key = (shape, sizes, dtype, device, backend, gradients, around)
     found = _by_sizes.get(key)
     if found is not None:
@@ -151,7 +154,7 @@ def prepare_sizes(
     sequences = Sequence.decode(shape.query), Sequence.decode(shape.key)
     problem = Problem(*sequences, parse_tile(shape.tile), *sizes, dtype)
     kernels = choose(problem, device, backend, gradients).prepare(problem, device)
-    return _remember(_by_sizes, key, Prepared(problem, device, kernels))
+    return remember(_by_sizes, key, Prepared(problem, device, kernels))
 
 
 def prepare(
@@ -162,11 +165,11 @@ def prepare(
     device = q.device
     key = (
         shape, q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, device, k.device, v.device,
-        backend, gradients, _surroundings(q.is_cuda),
+        backend, gradients, surroundings(q.is_cuda),
     )  # fmt: skip
     found = _by_tensors.get(key)
     if found is None:
-        found = _remember(_by_tensors, key, _checked(shape, q, k, v, backend, gradients))
+        found = remember(_by_tensors, key, _checked(shape, q, k, v, backend, gradients))
     if not q.stride(3) == k.stride(3) == v.stride(3) == 1 and q.shape[3] > 1:
         for name, tensor in (("q", q), ("k", k), ("v", v)):
             if tensor.stride(3) != 1:

@@ -6,9 +6,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .calls import is_plain
 from .errors import refuse
 from .layout import mask_words
-from .ops import is_plain, traceable
+from .ops import traceable
 from .prepared import Shape, count_tokens, describe, prepare, prepare_sizes
 
 
