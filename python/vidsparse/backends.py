@@ -25,11 +25,13 @@ import torch
 from torch import Tensor
 
 from .errors import UnsupportedError, refuse
-from .layout import TileLayout, layout_of
+from .layout import TileLayout, layout_of, mask_words
 from .sequence import Sequence, Tile
 
 Gate: TypeAlias = Tensor | float | None  # tensor: [B, Sq, H, D] in the problem's dtype
 PrefixMode: TypeAlias = Literal["exempt", "compete"]
+# What a forward gives besides out: lse, mask, oc, coarse_max, coarse_sum; None where not wanted.
+Kept: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 class Verdict(NamedTuple):
@@ -86,6 +88,7 @@ class Selection(NamedTuple):
 class Kernels(ABC):
     """One backend prepared for one problem. Immutable, shared by threads."""
 
+    problem: Problem
     backend: str
     detail: str  # what was chosen, e.g. the instruction set
 
@@ -134,7 +137,6 @@ class Kernels(ABC):
     ) -> None:
         """Block-sparse attention over a mask, gate * oc added where there is a gate."""
 
-    @abstractmethod
     def forward(
         self,
         q: Tensor,  # [B, Sq, H, D]
@@ -152,6 +154,36 @@ class Kernels(ABC):
         coarse_sum: Tensor | None,  # out: acc [B, H, Nq]; with a gate only
     ) -> None:
         """The whole op: pool, select, attend. None outputs are not wanted."""
+        raise NotImplementedError
+
+    def forward_keeping(
+        self,
+        q: Tensor,  # [B, Sq, H, D]
+        k: Tensor,  # [B, Sk, G, D]
+        v: Tensor,  # [B, Sk, G, D]
+        lengths: Lengths,
+        selection: Selection,
+        scale: float,
+        gate: Gate,
+        out: Tensor,  # out: [B, Sq, H, D]
+        want_lse: bool,
+        want_mask: bool,
+        want_coarse: bool,  # oc, coarse_max and coarse_sum; with a gate only
+    ) -> Kept:
+        """`forward`, with what is wanted besides `out` allocated here. A backend has the one or the
+        other."""
+        rows = q.shape[0], q.shape[2], self.problem.query_layout.tiles
+        words = mask_words(self.problem.key_layout.tiles)
+        acc = self.problem.accumulator
+        kept = (
+            q.new_empty((rows[0], rows[1], q.shape[1]), dtype=acc) if want_lse else None,
+            q.new_empty((*rows, words), dtype=torch.int64) if want_mask else None,
+            q.new_empty((*rows, q.shape[3]), dtype=acc) if want_coarse else None,
+            q.new_empty(rows, dtype=acc) if want_coarse else None,
+            q.new_empty(rows, dtype=acc) if want_coarse else None,
+        )
+        self.forward(q, k, v, lengths, selection, scale, gate, out, *kept)
+        return kept
 
     @abstractmethod
     def backward(

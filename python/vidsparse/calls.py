@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from .backends import Gate, Lengths, Selection
+from .backends import Gate, Kept, Lengths, Selection
 from .errors import refuse
 from .prepared import Prepared, Shape, describe, prepare, remember, surroundings
 
@@ -51,17 +51,6 @@ class Bound(NamedTuple):
     want_lse: bool
     want_mask: bool
     keep: bool  # all that backward needs
-
-
-class Results(NamedTuple):
-    """What a forward call gives; what was not asked for is None."""
-
-    out: Tensor  # [B, Sq, H, D]
-    lse: Tensor | None  # acc [B, H, Sq]
-    mask: Tensor | None  # int64 [B, H, Nq, W]
-    oc: Tensor | None  # acc [B, H, Nq, D]
-    coarse_max: Tensor | None  # acc [B, H, Nq]
-    coarse_sum: Tensor | None  # acc [B, H, Nq]
 
 
 def unfuse(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,30 +95,36 @@ def bind(
 
 def run_forward(
     q: Tensor, k: Tensor | None, v: Tensor | None, gate: Tensor | None, bound: Bound
-) -> Results:
-    """The whole op, or attention alone over a mask."""
+) -> tuple[Tensor, Kept]:
+    """The whole op, or attention alone over a mask: [B, Sq, H, D], and what is wanted besides."""
     q, k, v = unfuse(q, k, v)
     prepared, lengths, selection, mask, scale, gate_value, want_lse, want_mask, keep = bound
-    any_gate = gate_value if gate is None else gate
-    acc = prepared.accumulator
     out = torch.empty_like(q)
-    lse = q.new_empty(prepared.token_rows, dtype=acc) if keep or want_lse else None
     if selection is None:
         assert mask is not None
+        lse = None
+        if keep or want_lse:
+            lse = q.new_empty(prepared.token_rows, dtype=prepared.accumulator)
         prepared.kernels.attend(q, k, v, lengths, scale, mask, None, None, out, lse)
-        return Results(out, lse, None, None, None, None)
-    selected = oc = coarse_max = coarse_sum = None
-    if keep or want_mask:
-        selected = q.new_empty(prepared.mask, dtype=torch.int64)
-    if keep and any_gate is not None:
-        oc = q.new_empty(prepared.query_pooled, dtype=acc)
-        coarse_max = q.new_empty(prepared.tile_rows, dtype=acc)
-        coarse_sum = q.new_empty(prepared.tile_rows, dtype=acc)
-    prepared.kernels.forward(
-        q, k, v, lengths, selection, scale, any_gate, out, lse, selected, oc, coarse_max,
-        coarse_sum,
+        return out, (lse, None, None, None, None)
+    any_gate = gate_value if gate is None else gate
+    kept = prepared.kernels.forward_keeping(
+        q, k, v, lengths, selection, scale, any_gate, out, keep or want_lse, keep or want_mask,
+        keep and any_gate is not None,
     )  # fmt: skip
-    return Results(out, lse, selected, oc, coarse_max, coarse_sum)
+    return out, kept
+
+
+def _readable(dout: Tensor) -> bool:
+    """Whether every backend reads an incoming gradient in place: callers do not choose its strides,
+    and sum() gives an expanded one. On GPUs the rules are those of bulk tensor copies."""
+    *steps, inner = dout.stride()
+    if inner != 1 and dout.shape[3] > 1:
+        return False
+    if not dout.is_cuda:
+        return True
+    aligned = all(step > 0 and step % 64 == 0 for step, n in zip(steps, dout.shape) if n > 1)
+    return aligned and dout.data_ptr() % 16 == 0
 
 
 def run_backward(
@@ -139,12 +134,15 @@ def run_backward(
     gate: Tensor | None,
     bound: Bound,
     mask: Tensor,
-    saved: Results,
+    out: Tensor,
+    lse: Tensor,
+    coarse: tuple[Tensor | None, Tensor | None, Tensor | None],
     dout: Tensor | None,
     dlse: Tensor | None,
     want_dgate: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """dq, dk, dv, dgate; for a fused qkv its one gradient, None, None, dgate."""
+    """dq, dk, dv, dgate; for a fused qkv its one gradient, None, None, dgate. `coarse`: oc and its
+    rows' max and sum, where there is a gate."""
     whole = torch.empty_like(q)
     if k is None or v is None:
         dq, dk, dv = whole.unbind(2)
@@ -155,15 +153,14 @@ def run_backward(
     any_gate: Gate = bound.gate_value if gate is None else gate
     dgate = torch.empty_like(gate) if gate is not None and want_dgate else None
     if dout is None:
-        dout = torch.zeros_like(saved.out)
-    elif dout.stride(3) != 1 and dout.shape[3] > 1:  # an expanded gradient, as sum() gives
+        dout = torch.zeros_like(out)
+    elif not _readable(dout):
         dout = dout.contiguous()
     if dlse is not None:
         dlse = dlse.contiguous()
-    assert saved.lse is not None
     bound.prepared.kernels.backward(
-        q, k, v, bound.lengths, bound.scale, mask, any_gate, saved.out, saved.lse, saved.oc,
-        saved.coarse_max, saved.coarse_sum, dout, dlse, dq, dk, dv, dgate,
+        q, k, v, bound.lengths, bound.scale, mask, any_gate, out, lse, *coarse, dout, dlse, dq, dk,
+        dv, dgate,
     )  # fmt: skip
     return (whole, None, None, dgate) if fused else (dq, dk, dv, dgate)
 
@@ -173,7 +170,7 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, gate, bound: Bound):
-        out, lse, mask, *coarse = run_forward(q, k, v, gate, bound)
+        out, (lse, mask, *coarse) = run_forward(q, k, v, gate, bound)
         kept_mask = mask if bound.mask is None else bound.mask
         ctx.save_for_backward(q, k, v, gate, *bound.lengths, kept_mask, out, lse, *coarse)
         ctx.bound = bound
@@ -189,9 +186,11 @@ class _Forward(torch.autograd.Function):
         bound = ctx.bound
         if query_lengths is not None or key_lengths is not None:
             bound = bound._replace(lengths=Lengths(query_lengths, key_lengths))
-        saved = Results(out, lse, None, *coarse)
         want_dgate = ctx.needs_input_grad[3]
-        return *run_backward(q, k, v, gate, bound, mask, saved, dout, dlse, want_dgate), None
+        gradients = run_backward(
+            q, k, v, gate, bound, mask, out, lse, coarse, dout, dlse, want_dgate
+        )
+        return *gradients, None
 
 
 def run(
@@ -200,7 +199,8 @@ def run(
     """out, lse, mask, with autograd; what was not asked for may be anything."""
     if bound.keep or forward_ad._current_level >= 0:  # it refuses forward-mode derivatives
         return _Forward.apply(q, k, v, gate, bound)
-    return run_forward(q, k, v, gate, bound)[:3]
+    out, (lse, mask, *_) = run_forward(q, k, v, gate, bound)
+    return out, lse, mask
 
 
 def is_plain(*tensors: Tensor | None) -> bool:

@@ -8,12 +8,12 @@ import sys
 import weakref
 from functools import lru_cache
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from .backends import Backend, Gate, Kernels, Lengths, Problem, Selection, Verdict
+from .backends import Backend, Gate, Kept, Kernels, Lengths, Problem, Selection, Verdict
 from .errors import ArgumentError, UnsupportedError
 
 _FILE = {"win32": "vidsparse_torch.dll", "darwin": "libvidsparse_torch.dylib"}
@@ -78,15 +78,16 @@ class NativeKernels(Kernels):
         except RuntimeError as error:
             translate(error)
         weakref.finalize(self, ops.free_plan, self._plan)
+        self.problem = problem
         self.backend = backend
         self.detail = ops.plan_detail(self._plan)
         self._index = None if device.type == "cpu" else _device_code(device)[1]
 
-    def _run(self, operator: torch._ops.OpOverload, *args: object) -> None:
+    def _run(self, operator: torch._ops.OpOverload, *args: object) -> Any:
         try:
             # torch.cuda.current_stream(), less the object it makes: 0.1 us in place of 3.
             stream = 0 if self._index is None else torch._C._cuda_getCurrentRawStream(self._index)
-            operator(self._plan, stream, *args)
+            return operator(self._plan, stream, *args)
         except RuntimeError as error:
             translate(error)
 
@@ -109,14 +110,14 @@ class NativeKernels(Kernels):
             *_split(gate), oc, out, lse,
         )  # fmt: skip
 
-    def forward(
-        self, q, k, v, lengths: Lengths, selection: Selection, scale, gate: Gate, out, lse, mask,
-        oc, coarse_max, coarse_sum,
-    ) -> None:  # fmt: skip
-        self._run(
+    def forward_keeping(
+        self, q, k, v, lengths: Lengths, selection: Selection, scale, gate: Gate, out, want_lse,
+        want_mask, want_coarse,
+    ) -> Kept:  # fmt: skip
+        return self._run(
             torch.ops.vidsparse_native.forward.default, q, k, v, *lengths, selection.top_k,
-            selection.prefix_mode == "compete", selection.always, scale, *_split(gate), out, lse,
-            mask, oc, coarse_max, coarse_sum,
+            selection.prefix_mode == "compete", selection.always, scale, *_split(gate), out,
+            want_lse, want_mask, want_coarse,
         )  # fmt: skip
 
     def backward(

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from .calls import (
     Options,
-    Results,
     bind,
     is_plain,
     keeps,
@@ -52,8 +51,8 @@ def _forward_operator(
         Shape(tuple(query), tuple(key), tuple(tile)), query_lengths, key_lengths, mask, always,
         sparsity, top_k, compete, scale, gate_value, backend, want_lse, want_mask,
     )  # fmt: skip
-    results = run_forward(q, k, v, gate, bind(q, k, v, gate, options, keep))
-    return tuple(q.new_empty(0) if x is None else x for x in results)
+    out, kept = run_forward(q, k, v, gate, bind(q, k, v, gate, options, keep))
+    return out, *(q.new_empty(0) if x is None else x for x in kept)
 
 
 def _backward_operator(
@@ -65,8 +64,10 @@ def _backward_operator(
         None, None, False, scale, gate_value, backend, False, False,
     )  # fmt: skip
     bound = bind(q, k, v, gate, options, keep=True)
-    saved = Results(out, lse, None, oc, coarse_max, coarse_sum)
-    gradients = run_backward(q, k, v, gate, bound, bound.mask, saved, dout, dlse, want_dgate)
+    coarse = (oc, coarse_max, coarse_sum)
+    gradients = run_backward(
+        q, k, v, gate, bound, bound.mask, out, lse, coarse, dout, dlse, want_dgate
+    )
     return tuple(q.new_empty(0) if x is None else x for x in gradients)
 
 
