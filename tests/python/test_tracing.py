@@ -21,10 +21,11 @@ def tensors(device="cpu", dtype=torch.float32, batch=2, count=4):
 
 
 def layer(q, k, v, gate, sparsity):
+    """Around the op only what is exact in every dtype: a compiler rounds fewer times."""
     out, lse = vidsparse.video_sparse_attention(
-        q * 1.5, k, v, grid=GRID, sparsity=sparsity, gate=gate, return_lse=True
+        q * 0.5, k, v, grid=GRID, sparsity=sparsity, gate=gate, return_lse=True
     )
-    return out.sin(), lse
+    return out * -2, lse
 
 
 @pytest.fixture(autouse=True)
