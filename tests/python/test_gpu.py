@@ -293,4 +293,4 @@ def test_share_of_equal_rows_on_random_inputs(reference, backend, monkeypatch, t
             device=torch.cuda.get_device_name(), backend=backend, tiles=tiles, top_k=topk,
             rows=equal.numel(), rows_selected_alike=share, tiles_in_common=common,
         )  # fmt: skip
-        Path(folder, f"agreement-{backend}-{tiles}.json").write_text(json.dumps(record))
+        Path(folder, f"agreement-{backend}-{tiles}.json").write_text(json.dumps(record) + "\n")
