@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,22 @@ def test_other_streams(trains):
     stream.synchronize()
     assert torch.equal(out, expected)
     assert all(torch.equal(a, b) for a, b in zip(got, wanted))
+
+
+def test_new_threads(trains):
+    """Where nothing has made the device's context current yet, as in torch's own of backward."""
+    inputs = tensors(4, grad=trains)
+    expected = layer(*inputs)
+    torch.cuda.synchronize()
+    results = []
+    thread = threading.Thread(target=lambda: results.append(layer(*inputs)))
+    thread.start()
+    thread.join()
+    assert torch.equal(results[0], expected)
+    if trains:
+        seed = torch.randn_like(expected)
+        results = [torch.autograd.grad(out, inputs, seed) for out in (results[0], expected)]
+        assert all(torch.equal(a, b) for a, b in zip(*results))
 
 
 def test_other_devices(trains):

@@ -28,7 +28,9 @@ void check(cudaError_t status, const char* what) {
 
 CurrentDevice::CurrentDevice(int index) : index_(index) {
   check(cudaGetDevice(&former_), "cudaGetDevice");
-  if (former_ != index_) check(cudaSetDevice(index_), "cudaSetDevice");
+  // Even where the index is the same: in a new thread this is what makes the device's context
+  // current, which calls of the driver need.
+  check(cudaSetDevice(index_), "cudaSetDevice");
 }
 
 CurrentDevice::~CurrentDevice() {
