@@ -24,17 +24,20 @@ import vidsparse
 ROUNDS, CALLS = 60, 40  # CALLS times the kernels of one stay well below the 1024 of the queue
 
 
-def microseconds(call, device):
-    """Median over rounds of the mean time of a call."""
-    times = []
+def microseconds(calls, device):
+    """Median over rounds of the mean time of each call; the calls take turns."""
+    times = {name: [] for name in calls}
     for _ in range(ROUNDS):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(CALLS):
-            call()
-        times.append((time.perf_counter() - start) / CALLS * 1e6)
-    return statistics.median(times)
+        for name, call in calls.items():
+            with torch.set_grad_enabled("training" in name):
+                call()
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                start = time.perf_counter()
+                for _ in range(CALLS):
+                    call()
+                times[name].append((time.perf_counter() - start) / CALLS * 1e6)
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def measure(device, part):
@@ -60,19 +63,20 @@ def measure(device, part):
     def peer():
         torch.nn.functional.scaled_dot_product_attention(*first)
 
-    results = {}
+    calls = {}
     if part != "training":
-        with torch.no_grad():
-            results["inference"] = microseconds(inference, device)
-            results["inference, gate"] = microseconds(gated, device)
-            results["torch SDPA, inference"] = microseconds(peer, device)
+        calls |= {
+            "inference": inference,
+            "inference, gate": gated,
+            "torch SDPA, inference": peer,
+        }
     if part != "inference":
         try:
-            results["training forward, gate"] = microseconds(training, device)
-            results["training step, gate"] = microseconds(step, device)
+            step()
+            calls |= {"training forward, gate": training, "training step, gate": step}
         except vidsparse.UnsupportedError as error:
             print(f"training: {error}")
-    return results
+    return microseconds(calls, device)
 
 
 def cpu_name():
