@@ -3,8 +3,8 @@
 
     bench/plot_loss_curve.py RECORD.json... [--times RECORD.json] -o PLOT.svg   (needs matplotlib)
 
-Runs may lie in several records (processes that shared a GPU); step times and memory then come from a
-record of their own, taken alone.
+Runs may lie in several records (processes that shared a GPU); step times and memory then come from
+a record of their own, taken alone.
 """
 
 from __future__ import annotations
