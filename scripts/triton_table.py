@@ -33,6 +33,7 @@ from vidsparse.triton.lists import lists_kernel
 from vidsparse.triton.pool import pool_kernel
 from vidsparse.triton.prepare import prepare_kernel
 from vidsparse.triton.select import select_kernel
+from vidsparse.triton.tiles import PIECE
 
 SHARED = 1024
 TARGETS = {  # name -> target, bytes of shared memory a block may have
@@ -74,17 +75,17 @@ def kernels(config: Config, dim: int):
           "BM": config.select.rows, "BN": config.select.columns,
           "ROWS": rows, "CHUNK": chunk, "WHOLE": True}),
         ("lists", lists_kernel, plain,
-         {"BY_KEY": True, "LENGTHS": True, "E": 64, "LINES": 32, "CHUNK": 128}),
+         {"BY_KEY": False, "LENGTHS": True, "E": 64, "PIECE": PIECE, "LINES": 32, "CHUNK": 128}),
         ("attend", attend_kernel, config.attend,
-         {**walk(config.attend), "NEGATIVE": False, "SAME_STRIDE": True, "GATE": 2, "HAS_LSE": True}),
+         {**walk(config.attend), "NEGATIVE": False, "PIECE": PIECE, "GATE": 2, "HAS_LSE": True}),
         ("prepare", prepare_kernel, plain,
          {"GATE": 2, "HAS_DGATE": True, "HAS_DLSE": True, "Q_LENGTHS": True, "E": 64, "D": dim}),
         ("coarse_backward", coarse_backward_kernel, config.coarse,
          {**pooled, **lengths, "BLOCK": config.coarse.rows}),
         ("key_gradients", key_gradients_kernel, config.key_gradients,
-         {**walk(config.key_gradients, "K_LENGTHS"), "SAME_STRIDE": True, "HAS_COARSE": True}),
+         {**walk(config.key_gradients, "K_LENGTHS"), "HAS_COARSE": True}),
         ("query_gradients", query_gradients_kernel, config.query_gradients,
-         {**walk(config.query_gradients), "SAME_STRIDE": True, "HAS_COARSE": True}),
+         {**walk(config.query_gradients), "PIECE": PIECE, "HAS_COARSE": True}),
     ]  # fmt: skip
 
 
@@ -109,7 +110,7 @@ def source_of(function, constants: dict, dtype: str) -> ASTSource:
             signature[name] = "*i8"
         else:
             signature[name] = SCALARS.get(name, "i32")
-            aligned = "stride" in name and "length" not in name
+            aligned = name == "pitch" or ("stride" in name and "length" not in name)
         if aligned:
             attributes[(place,)] = [["tt.divisibility", 16]]
     return ASTSource(function, signature, values, attributes)

@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 
 from .attend import LOG2E
-from .tiles import valid_tokens
+from .lists import next_pieces, piece_tokens
+from .tiles import token_rows, valid_tokens
 
 
 @triton.jit
@@ -26,17 +27,18 @@ def _key_walk(
     ahead = tl.load(items + step_sign * (tl.minimum(1, last) // PARTS), mask=count > 0, other=0)
     token = tl.load(q_tokens + tile * E + slot)
     for step in range(0, count * PARTS):
-        row = token.to(tl.int64)[:, None]
+        query_at = token_rows(q, token, q_stride_t) + dim[None, :]
+        grad_at = token_rows(dout, token, do_stride_t) + dim[None, :]
         place = tile * E + (step % PARTS) * COLUMNS + slot
         norm = tl.load(norms + place)
         inner = tl.load(delta + place)
         if MASKED:
             alive = norm != float("inf")
-            query = tl.load(q + row * q_stride_t + dim[None, :], mask=alive[:, None], other=0.0)
-            grad = tl.load(dout + row * do_stride_t + dim[None, :], mask=alive[:, None], other=0.0)
+            query = tl.load(query_at, mask=alive[:, None], other=0.0)
+            grad = tl.load(grad_at, mask=alive[:, None], other=0.0)
         else:
-            query = tl.load(q + row * q_stride_t + dim[None, :])
-            grad = tl.load(dout + row * do_stride_t + dim[None, :])
+            query = tl.load(query_at)
+            grad = tl.load(grad_at)
         tile = ahead.to(tl.int32)
         token = tl.load(q_tokens + tile * E + (tl.minimum(step + 1, last) % PARTS) * COLUMNS + slot)
         ahead = tl.load(items + step_sign * (tl.minimum(step + 2, last) // PARTS))
@@ -70,7 +72,6 @@ def key_gradients_kernel(
     dk_stride_b, dk_stride_t, dk_stride_h,
     dv_stride_b, dv_stride_t, dv_stride_h,
     heads, group, q_tiles, k_tiles, capacity, scale,
-    SAME_STRIDE: tl.constexpr,  # of the tokens of the two tensors that are walked
     HAS_COARSE: tl.constexpr, K_LENGTHS: tl.constexpr,
     E: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -100,8 +101,6 @@ def key_gradients_kernel(
         mask=alive[:, None],
         other=0.0,
     )
-    if SAME_STRIDE:
-        do_stride_t = q_stride_t
     d_key = tl.zeros([ROWS, D], tl.float32)
     d_value = tl.zeros([ROWS, D], tl.float32)
     for member in range(0, group):
@@ -148,40 +147,73 @@ def key_gradients_kernel(
 
 
 @triton.jit
-def _query_walk(
-    dq, query, grad, norm2, inner, k, v, items, step_sign, count, k_tokens, k_facts, k_tiles,
-    k_lengths, k_stride_t, v_stride_t, scale2,
-    MASKED: tl.constexpr, K_LENGTHS: tl.constexpr,
+def _query_step(
+    dq, query, grad, norm2, inner, key, value, scale2, alive,
+    MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Adds what COLUMNS keys give to a block of queries."""
+    score = tl.dot(query, tl.trans(key), input_precision=PRECISION)
+    d_weight = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
+    d_score = tl.exp2(score * scale2 - norm2[:, None]) * (d_weight - inner[:, None])
+    if MASKED:
+        d_score = tl.where(alive[None, :], d_score, 0.0)
+    return tl.dot(d_score.to(key.dtype), key, dq, input_precision=PRECISION)
+
+
+@triton.jit
+def _query_walk_tiles(
+    dq, query, grad, norm2, inner, k, v, items, count, k_tokens, k_stride_t, v_stride_t, scale2,
     E: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Adds what `count` listed key tiles give to a block of queries, COLUMNS keys a step."""
+    """Whole key tiles, COLUMNS keys a step."""
     PARTS: tl.constexpr = E // COLUMNS
     slot = tl.arange(0, COLUMNS)
     dim = tl.arange(0, D)
     last = tl.maximum(count * PARTS - 1, 0)
     tile = tl.load(items, mask=count > 0, other=0).to(tl.int32)
-    ahead = tl.load(items + step_sign * (tl.minimum(1, last) // PARTS), mask=count > 0, other=0)
+    ahead = tl.load(items + tl.minimum(1, last) // PARTS, mask=count > 0, other=0)
     token = tl.load(k_tokens + tile * E + slot)
     for step in range(0, count * PARTS):
-        row = token.to(tl.int64)[:, None]
-        if MASKED:
-            valid = valid_tokens(k_facts, k_tiles, tile, k_lengths, True, K_LENGTHS)
-            alive = slot < valid - (step % PARTS) * COLUMNS
-            key = tl.load(k + row * k_stride_t + dim[None, :], mask=alive[:, None], other=0.0)
-            value = tl.load(v + row * v_stride_t + dim[None, :], mask=alive[:, None], other=0.0)
-        else:
-            key = tl.load(k + row * k_stride_t + dim[None, :])
-            value = tl.load(v + row * v_stride_t + dim[None, :])
+        key = tl.load(token_rows(k, token, k_stride_t) + dim[None, :])
+        value = tl.load(token_rows(v, token, v_stride_t) + dim[None, :])
         tile = ahead.to(tl.int32)
         token = tl.load(k_tokens + tile * E + (tl.minimum(step + 1, last) % PARTS) * COLUMNS + slot)
-        ahead = tl.load(items + step_sign * (tl.minimum(step + 2, last) // PARTS))
+        ahead = tl.load(items + tl.minimum(step + 2, last) // PARTS)
+        dq = _query_step(
+            dq, query, grad, norm2, inner, key, value, scale2, None, False, PRECISION
+        )  # fmt: skip
+    return dq
 
-        score = tl.dot(query, tl.trans(key), input_precision=PRECISION)
-        d_weight = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
-        d_score = tl.exp2(score * scale2 - norm2[:, None]) * (d_weight - inner[:, None])
-        if MASKED:
-            d_score = tl.where(alive[None, :], d_score, 0.0)
-        dq = tl.dot(d_score.to(key.dtype), key, dq, input_precision=PRECISION)
+
+@triton.jit
+def _query_walk_pieces(
+    dq, query, grad, norm2, inner, k, v, items, count, k_tokens, k_facts, k_tiles, k_lengths,
+    k_stride_t, v_stride_t, scale2,
+    K_LENGTHS: tl.constexpr, E: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr,
+    PIECE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Pieces of the others, as many as make up COLUMNS slots a step."""
+    dim = tl.arange(0, D)
+    token = piece_tokens(
+        next_pieces(items, 0, count, COLUMNS, PIECE), k_tokens, k_facts, k_tiles, k_lengths,
+        K_LENGTHS, E, COLUMNS, PIECE,
+    )  # fmt: skip
+    ahead = next_pieces(items, 1, count, COLUMNS, PIECE)
+    for step in range(0, tl.cdiv(count, COLUMNS // PIECE)):
+        alive = token >= 0
+        key = tl.load(
+            token_rows(k, token, k_stride_t) + dim[None, :], mask=alive[:, None], other=0.0
+        )
+        value = tl.load(
+            token_rows(v, token, v_stride_t) + dim[None, :], mask=alive[:, None], other=0.0
+        )
+        token = piece_tokens(
+            ahead, k_tokens, k_facts, k_tiles, k_lengths, K_LENGTHS, E, COLUMNS, PIECE
+        )  # fmt: skip
+        ahead = next_pieces(items, step + 2, count, COLUMNS, PIECE)
+        dq = _query_step(
+            dq, query, grad, norm2, inner, key, value, scale2, alive, True, PRECISION
+        )  # fmt: skip
     return dq
 
 
@@ -201,10 +233,9 @@ def query_gradients_kernel(
     do_stride_b, do_stride_t, do_stride_h,
     dq_stride_b, dq_stride_t, dq_stride_h,
     heads, group, q_tiles, k_tiles, capacity, scale,
-    SAME_STRIDE: tl.constexpr,  # of the tokens of the two tensors that are walked
     HAS_COARSE: tl.constexpr, Q_LENGTHS: tl.constexpr, K_LENGTHS: tl.constexpr,
     E: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PIECE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program ROWS queries of a tile: grid (Nq * E / ROWS, H, B)."""
     PARTS: tl.constexpr = E // ROWS
@@ -237,8 +268,6 @@ def query_gradients_kernel(
     )  # fmt: skip
     norm = tl.load(norms + line * E + slot)
     inner = tl.load(delta + line * E + slot)
-    if SAME_STRIDE:
-        v_stride_t = k_stride_t
     k += batch * k_stride_b + kv_head * k_stride_h
     v += batch * v_stride_b + kv_head * v_stride_h
     k_lengths += batch * k_length_stride
@@ -246,15 +275,14 @@ def query_gradients_kernel(
     back = tl.load(counts + line * 2 + 1)
     items += line * capacity
     acc = tl.zeros([ROWS, D], tl.float32)
-    acc = _query_walk(
-        acc, query, grad, norm, inner, k, v, items, 1, front, k_tokens, k_facts, k_tiles,
-        k_lengths, k_stride_t, v_stride_t, scale * LOG2E,
-        False, K_LENGTHS, E, D, COLUMNS, PRECISION,
+    acc = _query_walk_tiles(
+        acc, query, grad, norm, inner, k, v, items, front, k_tokens, k_stride_t, v_stride_t,
+        scale * LOG2E, E, D, COLUMNS, PRECISION,
     )  # fmt: skip
-    acc = _query_walk(
-        acc, query, grad, norm, inner, k, v, items + capacity - 1, -1, back,
-        k_tokens, k_facts, k_tiles, k_lengths, k_stride_t, v_stride_t, scale * LOG2E,
-        True, K_LENGTHS, E, D, COLUMNS, PRECISION,
+    acc = _query_walk_pieces(
+        acc, query, grad, norm, inner, k, v, items + capacity - 1, back, k_tokens, k_facts,
+        k_tiles, k_lengths, k_stride_t, v_stride_t, scale * LOG2E,
+        K_LENGTHS, E, D, COLUMNS, PIECE, PRECISION,
     )  # fmt: skip
     # Rows without weight have no fine gradient, whatever they met above.
     acc = tl.where((norm == float("inf"))[:, None], 0.0, acc * scale)

@@ -19,11 +19,11 @@ from .lists import lists_kernel
 from .pool import pool_kernel
 from .prepare import prepare_kernel
 from .select import select_kernel
-from .tiles import Tables, tables_of
+from .tiles import PIECE, Tables, tables_of
 
 LONGEST = 4096  # of a row held whole; longer ones are read again for each step
 PLAIN_WARPS = 8  # of the kernels that only move memory
-UINT16_TILES = 65536
+UINT16_VALUES = 65536
 
 
 def search_shape(tiles: int, shape: Shape) -> tuple[int, int]:
@@ -170,14 +170,17 @@ class TritonKernels(Kernels):
         )  # fmt: skip
 
     def _lists(
-        self, mask: Tensor, capacity: int, facts: Tables, lengths: _Lengths, whole: Tensor | None
+        self, mask: Tensor, most: int, facts: Tables, lengths: _Lengths, whole: Tensor | None
     ) -> tuple[Tensor, Tensor, int]:
-        """Lists of key tiles by query tile, or with `whole` of query tiles by key tile."""
+        """Lists of key tiles by query tile, or with `whole` of query tiles by key tile. A row of the
+        mask names at most `most` tiles. Returns items, counts and the pitch of items."""
         p = self.problem
         by_key = whole is not None
         lines = self.key.tiles if by_key else self.query.tiles
-        kind = torch.uint16 if facts.tiles <= UINT16_TILES else torch.int32
-        capacity = max(capacity, 1)
+        piece = facts.slots if by_key else PIECE
+        capacity = max(most if by_key else facts.entries[most], 1)
+        values = facts.tiles * facts.slots // piece
+        kind = torch.uint16 if values <= UINT16_VALUES else torch.int32
         items = self._empty(p.batch, p.heads_q, lines, capacity, dtype=kind)
         counts = self._empty(p.batch, p.heads_q, lines, 2, dtype=torch.int32)
         halves = mask.view(torch.int32)
@@ -188,7 +191,7 @@ class TritonKernels(Kernels):
                 self.nothing if whole is None else whole,
                 halves.stride(0), halves.stride(1),
                 lines, facts.tiles, p.heads_q, self.words, capacity,
-                by_key, lengths.given, facts.slots, block, 128,
+                by_key, lengths.given, facts.slots, piece, block, 128,
                 num_warps=PLAIN_WARPS,
             )  # fmt: skip
         return items, counts, capacity
@@ -217,7 +220,7 @@ class TritonKernels(Kernels):
         lengths: Lengths,
         scale: float,
         mask: Tensor,
-        capacity: int,
+        most: int,
         gate: Gate,
         oc: Tensor | None,
         out: Tensor,
@@ -227,7 +230,7 @@ class TritonKernels(Kernels):
         ql, kl = self._lengths(lengths)
         if self.query.tiles * p.batch * p.heads_q == 0:
             return
-        items, counts, capacity = self._lists(mask, capacity, self.key, kl, None)
+        items, counts, capacity = self._lists(mask, most, self.key, kl, None)
         weights = gate if isinstance(gate, Tensor) else q
         attend_kernel[(self.query.blocks(shape.rows), p.heads_q, p.batch)](
             q, k, v, weights, out, self.no_floats if lse is None else lse,
@@ -237,9 +240,9 @@ class TritonKernels(Kernels):
             *_strides(q), *_strides(k), *_strides(v), *_strides(weights), *_strides(out),
             p.heads_q, self.group, self.query.tiles, self.key.tiles, capacity, q.shape[1],
             scale, gate if isinstance(gate, float) else 0.0,
-            scale < 0, k.stride(1) == v.stride(1), _gate_kind(gate), lse is not None,
+            scale < 0, _gate_kind(gate), lse is not None,
             ql.given, kl.given,
-            self.key.slots, p.head_dim, shape.rows, shape.columns, self.precision,
+            self.key.slots, p.head_dim, shape.rows, shape.columns, PIECE, self.precision,
             **shape.options,
         )  # fmt: skip
 
@@ -277,10 +280,10 @@ class TritonKernels(Kernels):
         self.pool(q, k, v if pooled else None, lengths, qc, kc, vc)
         self.select(qc, kc, vc, lengths, selection, scale, mask, oc, coarse_max, coarse_sum)
         del qc, kc, vc  # the lists take their memory
-        capacity = self.key.tiles
+        most = self.key.tiles
         if selection.always is None and p.query_layout.plain_tiles == 0:
-            capacity = min(capacity, selection.top_k + p.key_layout.plain_tiles)
-        self._attend(q, k, v, lengths, scale, mask, capacity, gate, oc, out, lse)
+            most = min(most, selection.top_k + p.key_layout.plain_tiles)
+        self._attend(q, k, v, lengths, scale, mask, most, gate, oc, out, lse)
 
     @_on_its_device
     def backward(
@@ -340,7 +343,7 @@ class TritonKernels(Kernels):
                 query.tokens, key.tokens, key.facts, kl.tensor, kl.stride,
                 *strides, *_strides(dk), *_strides(dv),
                 h, self.group, query.tiles, key.tiles, capacity, scale,
-                q.stride(1) == dout.stride(1), coarse, kl.given, key.slots, d,
+                coarse, kl.given, key.slots, d,
                 shape.rows, shape.columns, self.precision, **shape.options,
             )  # fmt: skip
             del items, counts  # the other lists take the same memory
@@ -352,8 +355,8 @@ class TritonKernels(Kernels):
                 query.tokens, key.tokens, query.facts, key.facts,
                 ql.tensor, kl.tensor, ql.stride, kl.stride, *strides, *_strides(dq),
                 h, self.group, query.tiles, key.tiles, capacity, scale,
-                k.stride(1) == v.stride(1), coarse, ql.given, kl.given, key.slots, d,
-                shape.rows, shape.columns, self.precision, **shape.options,
+                coarse, ql.given, kl.given, key.slots, d,
+                shape.rows, shape.columns, PIECE, self.precision, **shape.options,
             )  # fmt: skip
 
     def _coarse_backward(

@@ -23,11 +23,14 @@ def lists_kernel(
     mask_stride_b, mask_stride_h,  # in int32 words
     lines, columns, heads, words, capacity,
     BY_KEY: tl.constexpr,  # a line is a key tile and lists query tiles
-    LENGTHS: tl.constexpr, E: tl.constexpr,
+    LENGTHS: tl.constexpr, E: tl.constexpr, PIECE: tl.constexpr,
     LINES: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Line by line, whole tiles ascending from the front, the others (which need masks) ascending
-    from the back towards the front; empty tiles are left out. Grid (lines / LINES, H, B)."""
+    """Line by line, whole tiles ascending from the front; from the back towards the front the
+    others, which need masks, as pieces of PIECE slots that hold tokens (piece p of tile t is
+    t * E / PIECE + p), so that those of several tiles make up one step. Empty tiles are left out.
+    Grid (lines / LINES, H, B)."""
+    PIECES: tl.constexpr = E // PIECE
     head = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
     line = tl.program_id(0) * LINES + tl.arange(0, LINES)
@@ -55,18 +58,49 @@ def lists_kernel(
         if BY_KEY:
             easy = easy & (tl.load(whole + plane * columns + tile, mask=inside, other=0) != 0)
         ahead = bit * easy.to(tl.int32)[None, :]
-        behind = bit * ((valid > 0) & (easy == 0)).to(tl.int32)[None, :]
-        ahead_place = front[:, None] + tl.cumsum(ahead, 1) - 1
-        behind_place = capacity - back[:, None] - tl.cumsum(behind, 1)
-        place = tl.where(ahead != 0, ahead_place, behind_place)
         values = tl.broadcast_to(tile[None, :], [LINES, CHUNK])
         tl.store(
-            target[:, None] + place,
+            target[:, None] + front[:, None] + tl.cumsum(ahead, 1) - 1,
             values.to(items.dtype.element_ty),
-            mask=(ahead + behind) != 0,
+            mask=ahead != 0,
         )
         front += tl.sum(ahead, 1)
-        back += tl.sum(behind, 1)
+        pieces = tl.where(easy, 0, tl.cdiv(valid, PIECE))
+        if tl.max(pieces, 0) > 0:
+            behind = bit * pieces[None, :]
+            place = capacity - 1 - back[:, None] - (tl.cumsum(behind, 1) - behind)
+            for piece in tl.static_range(PIECES):
+                tl.store(
+                    target[:, None] + place - piece,
+                    (values * PIECES + piece).to(items.dtype.element_ty),
+                    mask=behind > piece,
+                )
+            back += tl.sum(behind, 1)
     count = counts + (plane * lines + line) * 2
     tl.store(count, front, mask=inside_line)
     tl.store(count + 1, back, mask=inside_line)
+
+
+@triton.jit
+def next_pieces(items, step, count, COLUMNS: tl.constexpr, PIECE: tl.constexpr):
+    """The pieces [COLUMNS] whose slots a step of COLUMNS takes, -1 beyond the list. `items` is at
+    the last entry of a line, from where pieces go back."""
+    place = step * (COLUMNS // PIECE) + tl.arange(0, COLUMNS) // PIECE
+    return tl.load(items - place, mask=place < count, other=0).to(tl.int32) + tl.where(
+        place < count, 0, -1
+    )
+
+
+@triton.jit
+def piece_tokens(
+    piece, tokens, facts, tiles, lengths,
+    LENGTHS: tl.constexpr, E: tl.constexpr, COLUMNS: tl.constexpr, PIECE: tl.constexpr,
+):  # fmt: skip
+    """Tokens [COLUMNS] in the slots of `next_pieces`, -1 where there is none."""
+    PIECES: tl.constexpr = E // PIECE
+    slot = tl.arange(0, COLUMNS) % PIECE
+    token = tl.load(tokens + piece * PIECE + slot, mask=piece >= 0, other=-1)
+    if LENGTHS:
+        valid = valid_tokens(facts, tiles, piece // PIECES, lengths, piece >= 0, True)
+        token = tl.where((piece % PIECES) * PIECE + slot < valid, token, -1)
+    return token
