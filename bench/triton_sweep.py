@@ -63,7 +63,7 @@ def stage_of(case: Case, kernel: str):
         )
     oc, top, total = case.coarse
     return lambda: case.kernels._coarse_backward(
-        case.q, case.k, case.v, Lengths(), case.scale, oc, qc, top, total
+        case.q, case.k, case.v, Lengths(), case.scale, oc, qc, top, total, case.kernels._empty
     )
 
 

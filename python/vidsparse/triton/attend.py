@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .lists import next_pieces, piece_tokens
+from .lists import moved_up, next_pieces, piece_tokens, tile_at, tile_tokens
 from .tiles import token_rows, valid_tokens
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -36,20 +36,17 @@ def _walk_tiles(
 ):  # fmt: skip
     """Whole tiles, COLUMNS keys a step."""
     PARTS: tl.constexpr = E // COLUMNS
-    slot = tl.arange(0, COLUMNS)
     dim = tl.arange(0, D)
-    # Lists are read two steps ahead and tokens one: else every step would wait for two loads in a
-    # row before its keys could even be asked for.
-    last = tl.maximum(count * PARTS - 1, 0)
-    tile = tl.load(items, mask=count > 0, other=0).to(tl.int32)
-    ahead = tl.load(items + tl.minimum(1, last) // PARTS, mask=count > 0, other=0)
-    token = tl.load(k_tokens + tile * E + slot)
-    for step in range(0, count * PARTS):
+    steps = count * PARTS
+    token = tile_tokens(tile_at(items, 0, steps, 1, PARTS), 0, steps, k_tokens, E, COLUMNS)
+    after = tile_tokens(tile_at(items, 1, steps, 1, PARTS), 1, steps, k_tokens, E, COLUMNS)
+    ahead = tile_at(items, 2, steps, 1, PARTS)
+    for step in range(0, steps):
         key = tl.load(token_rows(k, token, k_stride_t) + dim[None, :])
         value = tl.load(token_rows(v, token, v_stride_t) + dim[None, :])
-        tile = ahead.to(tl.int32)
-        token = tl.load(k_tokens + tile * E + (tl.minimum(step + 1, last) % PARTS) * COLUMNS + slot)
-        ahead = tl.load(items + tl.minimum(step + 2, last) // PARTS)
+        token = moved_up(after, steps)
+        after = tile_tokens(ahead, step + 2, steps, k_tokens, E, COLUMNS)
+        ahead = tile_at(items, step + 3, steps, 1, PARTS)
         acc, total, top = _step(
             acc, total, top, query, key, value, scale2, None, False, PRECISION
         )  # fmt: skip

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .attend import LOG2E
-from .lists import next_pieces, piece_tokens
+from .lists import moved_up, next_pieces, piece_tokens, tile_at, tile_tokens
 from .tiles import token_rows, valid_tokens
 
 
@@ -22,11 +22,13 @@ def _key_walk(
     PARTS: tl.constexpr = E // COLUMNS
     slot = tl.arange(0, COLUMNS)
     dim = tl.arange(0, D)
-    last = tl.maximum(count * PARTS - 1, 0)
-    tile = tl.load(items, mask=count > 0, other=0).to(tl.int32)
-    ahead = tl.load(items + step_sign * (tl.minimum(1, last) // PARTS), mask=count > 0, other=0)
-    token = tl.load(q_tokens + tile * E + slot)
-    for step in range(0, count * PARTS):
+    steps = count * PARTS
+    tile = tile_at(items, 0, steps, step_sign, PARTS)
+    next_tile = tile_at(items, 1, steps, step_sign, PARTS)
+    token = tile_tokens(tile, 0, steps, q_tokens, E, COLUMNS)
+    after = tile_tokens(next_tile, 1, steps, q_tokens, E, COLUMNS)
+    ahead = tile_at(items, 2, steps, step_sign, PARTS)
+    for step in range(0, steps):
         query_at = token_rows(q, token, q_stride_t) + dim[None, :]
         grad_at = token_rows(dout, token, do_stride_t) + dim[None, :]
         place = tile * E + (step % PARTS) * COLUMNS + slot
@@ -39,9 +41,10 @@ def _key_walk(
         else:
             query = tl.load(query_at)
             grad = tl.load(grad_at)
-        tile = ahead.to(tl.int32)
-        token = tl.load(q_tokens + tile * E + (tl.minimum(step + 1, last) % PARTS) * COLUMNS + slot)
-        ahead = tl.load(items + step_sign * (tl.minimum(step + 2, last) // PARTS))
+        tile, token = moved_up(next_tile, steps), moved_up(after, steps)
+        next_tile = moved_up(ahead, steps)
+        after = tile_tokens(ahead, step + 2, steps, q_tokens, E, COLUMNS)
+        ahead = tile_at(items, step + 3, steps, step_sign, PARTS)
 
         score = tl.dot(key, tl.trans(query), input_precision=PRECISION)
         weight = tl.exp2(score * scale2 - norm[None, :])
@@ -167,18 +170,17 @@ def _query_walk_tiles(
 ):  # fmt: skip
     """Whole key tiles, COLUMNS keys a step."""
     PARTS: tl.constexpr = E // COLUMNS
-    slot = tl.arange(0, COLUMNS)
     dim = tl.arange(0, D)
-    last = tl.maximum(count * PARTS - 1, 0)
-    tile = tl.load(items, mask=count > 0, other=0).to(tl.int32)
-    ahead = tl.load(items + tl.minimum(1, last) // PARTS, mask=count > 0, other=0)
-    token = tl.load(k_tokens + tile * E + slot)
-    for step in range(0, count * PARTS):
+    steps = count * PARTS
+    token = tile_tokens(tile_at(items, 0, steps, 1, PARTS), 0, steps, k_tokens, E, COLUMNS)
+    after = tile_tokens(tile_at(items, 1, steps, 1, PARTS), 1, steps, k_tokens, E, COLUMNS)
+    ahead = tile_at(items, 2, steps, 1, PARTS)
+    for step in range(0, steps):
         key = tl.load(token_rows(k, token, k_stride_t) + dim[None, :])
         value = tl.load(token_rows(v, token, v_stride_t) + dim[None, :])
-        tile = ahead.to(tl.int32)
-        token = tl.load(k_tokens + tile * E + (tl.minimum(step + 1, last) % PARTS) * COLUMNS + slot)
-        ahead = tl.load(items + tl.minimum(step + 2, last) // PARTS)
+        token = moved_up(after, steps)
+        after = tile_tokens(ahead, step + 2, steps, k_tokens, E, COLUMNS)
+        ahead = tile_at(items, step + 3, steps, 1, PARTS)
         dq = _query_step(
             dq, query, grad, norm2, inner, key, value, scale2, None, False, PRECISION
         )  # fmt: skip

@@ -15,6 +15,7 @@ from .attend import attend_kernel
 from .coarse import coarse_backward_kernel
 from .config import Shape, device_config
 from .gradients import key_gradients_kernel, query_gradients_kernel
+from .lent import LentMemory
 from .lists import lists_kernel
 from .pool import pool_kernel
 from .prepare import prepare_kernel
@@ -112,7 +113,7 @@ class TritonKernels(Kernels):
             return
         inputs = [given if x is None else x for x in (q, k, v)]
         outputs = [self.no_floats if x is None else x for x in (qc, kc, vc)]
-        pool_kernel[(tiles, p.heads_q, p.batch)](
+        pool_kernel[(tiles * p.heads_q, p.batch)](
             *inputs, *outputs,
             self.query.tokens, self.key.tokens, self.query.facts, self.key.facts,
             ql.tensor, kl.tensor, ql.stride, kl.stride,
@@ -137,6 +138,24 @@ class TritonKernels(Kernels):
         coarse_max: Tensor | None,
         coarse_sum: Tensor | None,
     ) -> None:
+        self._select(
+            qc, kc, vc, lengths, selection, scale, mask, oc, coarse_max, coarse_sum, self._empty
+        )
+
+    def _select(
+        self,
+        qc: Tensor,
+        kc: Tensor,
+        vc: Tensor | None,
+        lengths: Lengths,
+        selection: Selection,
+        scale: float,
+        mask: Tensor,
+        oc: Tensor | None,
+        coarse_max: Tensor | None,
+        coarse_sum: Tensor | None,
+        empty: Callable[..., Tensor],  # makes scratch
+    ) -> None:
         p, shape = self.problem, self.config.select
         _, kl = self._lengths(lengths)
         rows, tiles = self.query.tiles, self.key.tiles
@@ -147,7 +166,7 @@ class TritonKernels(Kernels):
         search_rows, chunk = search_shape(tiles, shape)
         programs = min(items, self.select_programs)
         pitch = triton.cdiv(tiles, 128) * 128
-        scratch = self._empty(programs, block, pitch)
+        scratch = empty(programs, block, pitch)
         always = self.nothing
         always_strides = (0, 0)
         if selection.always is not None:
@@ -170,10 +189,16 @@ class TritonKernels(Kernels):
         )  # fmt: skip
 
     def _lists(
-        self, mask: Tensor, most: int, facts: Tables, lengths: _Lengths, whole: Tensor | None
+        self,
+        mask: Tensor,
+        most: int,
+        facts: Tables,
+        lengths: _Lengths,
+        whole: Tensor | None,
+        empty: Callable[..., Tensor],  # makes the lists
     ) -> tuple[Tensor, Tensor, int]:
-        """Lists of key tiles by query tile, or with `whole` of query tiles by key tile. A row of the
-        mask names at most `most` tiles. Returns items, counts and the pitch of items."""
+        """Lists of key tiles by query tile, or with `whole` of query tiles by key tile: items,
+        counts and the pitch of items. A row of the mask names at most `most` tiles."""
         p = self.problem
         by_key = whole is not None
         lines = self.key.tiles if by_key else self.query.tiles
@@ -181,8 +206,8 @@ class TritonKernels(Kernels):
         capacity = max(most if by_key else facts.entries[most], 1)
         values = facts.tiles * facts.slots // piece
         kind = torch.uint16 if values <= UINT16_VALUES else torch.int32
-        items = self._empty(p.batch, p.heads_q, lines, capacity, dtype=kind)
-        counts = self._empty(p.batch, p.heads_q, lines, 2, dtype=torch.int32)
+        items = empty(p.batch, p.heads_q, lines, capacity, dtype=kind)
+        counts = empty(p.batch, p.heads_q, lines, 2, dtype=torch.int32)
         halves = mask.view(torch.int32)
         block = 32
         if lines * p.batch * p.heads_q > 0:
@@ -230,7 +255,7 @@ class TritonKernels(Kernels):
         ql, kl = self._lengths(lengths)
         if self.query.tiles * p.batch * p.heads_q == 0:
             return
-        items, counts, capacity = self._lists(mask, most, self.key, kl, None)
+        items, counts, capacity = self._lists(mask, most, self.key, kl, None, self._empty)
         weights = gate if isinstance(gate, Tensor) else q
         attend_kernel[(self.query.blocks(shape.rows), p.heads_q, p.batch)](
             q, k, v, weights, out, self.no_floats if lse is None else lse,
@@ -266,20 +291,22 @@ class TritonKernels(Kernels):
         p = self.problem
         pooled = gate is not None
         b, h, d = p.batch, p.heads_q, p.head_dim
-        qc = self._empty(b, h, self.query.tiles, d)
-        kc = self._empty(b, p.heads_kv, self.key.tiles, d)
-        vc = self._empty(b, p.heads_kv, self.key.tiles, d) if pooled else None
+        lent = LentMemory(out, self._empty)
+        qc = lent.empty(b, h, self.query.tiles, d)
+        kc = lent.empty(b, p.heads_kv, self.key.tiles, d)
+        vc = lent.empty(b, p.heads_kv, self.key.tiles, d) if pooled else None
         if mask is None:
             mask = self._empty(b, h, self.query.tiles, self.words // 2, dtype=torch.int64)
         if pooled and oc is None:
             oc = self._empty(b, h, self.query.tiles, d)
         if pooled and coarse_max is None:
-            coarse_max = self._empty(b, h, self.query.tiles)
+            coarse_max = lent.empty(b, h, self.query.tiles)
         if pooled and coarse_sum is None:
-            coarse_sum = self._empty(b, h, self.query.tiles)
+            coarse_sum = lent.empty(b, h, self.query.tiles)
         self.pool(q, k, v if pooled else None, lengths, qc, kc, vc)
-        self.select(qc, kc, vc, lengths, selection, scale, mask, oc, coarse_max, coarse_sum)
-        del qc, kc, vc  # the lists take their memory
+        self._select(
+            qc, kc, vc, lengths, selection, scale, mask, oc, coarse_max, coarse_sum, lent.empty
+        )
         most = self.key.tiles
         if selection.always is None and p.query_layout.plain_tiles == 0:
             most = min(most, selection.top_k + p.key_layout.plain_tiles)
@@ -315,8 +342,9 @@ class TritonKernels(Kernels):
         kind = _gate_kind(gate)
         delta = self._empty(b, h, query.tiles, query.slots)
         norms = self._empty(b, h, query.tiles, query.slots)
-        whole = self._empty(b, h, query.tiles, dtype=torch.int8)
-        d_oc = self._empty(b, h, query.tiles, d) if coarse else self.no_floats
+        lent = LentMemory(dq, self._empty)
+        whole = lent.empty(b, h, query.tiles, dtype=torch.int8)
+        d_oc = lent.empty(b, h, query.tiles, d) if coarse else self.no_floats
         weights = gate if isinstance(gate, Tensor) else q
         d_weights = q if dgate is None else dgate
         if query.tiles * b * h > 0:
@@ -332,11 +360,13 @@ class TritonKernels(Kernels):
         dqc = dkc = dvc = self.no_floats
         if coarse:
             dqc, dkc, dvc = self._coarse_backward(
-                q, k, v, lengths, scale, oc, d_oc, coarse_max, coarse_sum
+                q, k, v, lengths, scale, oc, d_oc, coarse_max, coarse_sum, lent.empty
             )
         strides = (*_strides(q), *_strides(k), *_strides(v), *_strides(dout))
         if key.tiles * b * g > 0:
-            items, counts, capacity = self._lists(mask, query.tiles, query, ql, whole)
+            items, counts, capacity = self._lists(
+                mask, query.tiles, query, ql, whole, lent.empty
+            )
             shape = config.key_gradients
             key_gradients_kernel[(key.blocks(shape.rows), g, b)](
                 q, k, v, dout, dk, dv, norms, delta, dkc, dvc, items, counts,
@@ -346,9 +376,10 @@ class TritonKernels(Kernels):
                 coarse, kl.given, key.slots, d,
                 shape.rows, shape.columns, self.precision, **shape.options,
             )  # fmt: skip
-            del items, counts  # the other lists take the same memory
         if query.tiles * b * h > 0:
-            items, counts, capacity = self._lists(mask, key.tiles, key, kl, None)
+            items, counts, capacity = self._lists(
+                mask, key.tiles, key, kl, None, self._empty
+            )
             shape = config.query_gradients
             query_gradients_kernel[(query.blocks(shape.rows), h, b)](
                 q, k, v, dout, dq, norms, delta, dqc, items, counts,
@@ -370,18 +401,19 @@ class TritonKernels(Kernels):
         d_oc: Tensor,
         coarse_max: Tensor | None,
         coarse_sum: Tensor | None,
+        empty: Callable[..., Tensor],  # makes what is dead before dq is written
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of the pooled tensors, which are pooled again rather than kept."""
         p, shape = self.problem, self.config.coarse
         ql, kl = self._lengths(lengths)
         b, h, g, d = p.batch, p.heads_q, p.heads_kv, p.head_dim
-        qc = self._empty(b, h, self.query.tiles, d)
-        kc = self._empty(b, g, self.key.tiles, d)
-        vc = self._empty(b, g, self.key.tiles, d)
+        qc = empty(b, h, self.query.tiles, d)
+        kc = empty(b, g, self.key.tiles, d)
+        vc = empty(b, g, self.key.tiles, d)
         self.pool(q, k, v, lengths, qc, kc, vc)
         dqc = self._empty(b, h, self.query.tiles, d)
-        dkc = self._empty(b, g, self.key.tiles, d)
-        dvc = self._empty(b, g, self.key.tiles, d)
+        dkc = empty(b, g, self.key.tiles, d)
+        dvc = empty(b, g, self.key.tiles, d)
         blocks = triton.cdiv(self.query.tiles, shape.rows) + triton.cdiv(self.key.tiles, shape.rows)
         if blocks * b * h > 0:
             coarse_backward_kernel[(blocks, h, b)](

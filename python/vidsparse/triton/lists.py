@@ -81,6 +81,35 @@ def lists_kernel(
     tl.store(count + 1, back, mask=inside_line)
 
 
+# Walks read lists three steps ahead and tokens two: the compiler may place what uses them at the
+# top of a step, where it must not wait for memory.
+
+
+@triton.jit
+def moved_up(value, steps):
+    """`value` in another variable of a loop over `steps`: Triton does not pipeline a loop that
+    hands a variable on as it is, so this adds a zero, which the next compiler drops."""
+    return value + (steps >> 31)
+
+
+@triton.jit
+def tile_at(items, step, steps, step_sign, PARTS: tl.constexpr):
+    """The tile of a step, PARTS of which walk one; beyond the list of the last, 0 if there is
+    none."""
+    last = tl.maximum(steps - 1, 0)
+    place = step_sign * (tl.minimum(step, last) // PARTS)
+    return tl.load(items + place, mask=steps > 0, other=0).to(tl.int32)
+
+
+@triton.jit
+def tile_tokens(
+    tile, step, steps, tokens, E: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
+    """Tokens [COLUMNS] of a step in its tile."""
+    part = tl.minimum(step, tl.maximum(steps - 1, 0)) % (E // COLUMNS)
+    return tl.load(tokens + tile * E + part * COLUMNS + tl.arange(0, COLUMNS))
+
+
 @triton.jit
 def next_pieces(items, step, count, COLUMNS: tl.constexpr, PIECE: tl.constexpr):
     """The pieces [COLUMNS] whose slots a step of COLUMNS takes, -1 beyond the list. `items` is at

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..layout import TileLayout
 
-
 PIECE = 16  # slots of a ragged tile that a list of keys names at once
 
 
