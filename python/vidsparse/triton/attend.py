@@ -140,8 +140,8 @@ def attend_kernel(
     k += batch * k_stride_b + kv_head * k_stride_h
     v += batch * v_stride_b + kv_head * v_stride_h
     k_lengths += batch * k_length_stride
-    front = tl.load(counts + line * 2)
-    back = tl.load(counts + line * 2 + 1)
+    front = tl.load(counts + line * 3)
+    back = tl.load(counts + line * 3 + 1)
     items += line * capacity
 
     acc = tl.zeros([ROWS, D], tl.float32)

@@ -12,13 +12,32 @@ from .tiles import token_rows, valid_tokens
 
 
 @triton.jit
-def _key_walk(
+def _key_step(
+    dk, dv, key, value, query, grad, norm, inner, scale2, alive,
+    MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Adds what COLUMNS queries give to a block of keys."""
+    score = tl.dot(key, tl.trans(query), input_precision=PRECISION)
+    weight = tl.exp2(score * scale2 - norm[None, :])
+    if MASKED:
+        weight = tl.where(alive[None, :], weight, 0.0)
+    dv = tl.dot(weight.to(grad.dtype), grad, dv, input_precision=PRECISION)
+    d_weight = tl.dot(value, tl.trans(grad), input_precision=PRECISION)
+    d_score = weight * (d_weight - inner[None, :])
+    if MASKED:
+        d_score = tl.where(alive[None, :], d_score, 0.0)
+    dk = tl.dot(d_score.to(query.dtype), query, dk, input_precision=PRECISION)
+    return dk, dv
+
+
+@triton.jit
+def _key_walk_tiles(
     dk, dv, key, value, q, dout, norms, delta, items, step_sign, count, q_tokens,
     q_stride_t, do_stride_t, scale2,
     MASKED: tl.constexpr,
     E: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Adds what `count` listed query tiles give to a block of keys, COLUMNS queries a step."""
+    """Query tiles, COLUMNS queries a step."""
     PARTS: tl.constexpr = E // COLUMNS
     slot = tl.arange(0, COLUMNS)
     dim = tl.arange(0, D)
@@ -34,8 +53,8 @@ def _key_walk(
         place = tile * E + (step % PARTS) * COLUMNS + slot
         norm = tl.load(norms + place)
         inner = tl.load(delta + place)
+        alive = norm != float("inf")
         if MASKED:
-            alive = norm != float("inf")
             query = tl.load(query_at, mask=alive[:, None], other=0.0)
             grad = tl.load(grad_at, mask=alive[:, None], other=0.0)
         else:
@@ -46,21 +65,48 @@ def _key_walk(
         after = tile_tokens(ahead, step + 2, steps, q_tokens, E, COLUMNS)
         ahead = tile_at(items, step + 3, steps, step_sign, PARTS)
 
-        score = tl.dot(key, tl.trans(query), input_precision=PRECISION)
-        weight = tl.exp2(score * scale2 - norm[None, :])
-        if MASKED:
-            weight = tl.where(alive[None, :], weight, 0.0)
-        dv = tl.dot(weight.to(grad.dtype), grad, dv, input_precision=PRECISION)
-        d_weight = tl.dot(value, tl.trans(grad), input_precision=PRECISION)
-        d_score = weight * (d_weight - inner[None, :])
-        if MASKED:
-            d_score = tl.where(alive[None, :], d_score, 0.0)
-        dk = tl.dot(d_score.to(query.dtype), query, dk, input_precision=PRECISION)
+        dk, dv = _key_step(
+            dk, dv, key, value, query, grad, norm, inner, scale2, alive, MASKED, PRECISION
+        )  # fmt: skip
     return dk, dv
 
 
+@triton.jit
+def _key_walk_pieces(
+    dk, dv, key, value, q, dout, norms, delta, items, count, q_tokens,
+    q_stride_t, do_stride_t, scale2,
+    E: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, PIECE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Pieces of ragged query tiles, as many as make up COLUMNS slots a step."""
+    slot = tl.arange(0, COLUMNS) % PIECE
+    dim = tl.arange(0, D)
+    piece = next_pieces(items, 0, count, COLUMNS, PIECE)
+    token = piece_tokens(piece, q_tokens, None, 0, None, False, E, COLUMNS, PIECE)
+    ahead = next_pieces(items, 1, count, COLUMNS, PIECE)
+    for step in range(0, tl.cdiv(count, COLUMNS // PIECE)):
+        alive = token >= 0
+        norm = tl.load(norms + piece * PIECE + slot, mask=alive, other=float("inf"))
+        inner = tl.load(delta + piece * PIECE + slot, mask=alive, other=0.0)
+        query = tl.load(
+            token_rows(q, token, q_stride_t) + dim[None, :], mask=alive[:, None], other=0.0
+        )
+        grad = tl.load(
+            token_rows(dout, token, do_stride_t) + dim[None, :], mask=alive[:, None], other=0.0
+        )
+        piece = moved_up(ahead, count)
+        token = piece_tokens(ahead, q_tokens, None, 0, None, False, E, COLUMNS, PIECE)
+        ahead = next_pieces(items, step + 2, count, COLUMNS, PIECE)
+        dk, dv = _key_step(
+            dk, dv, key, value, query, grad, norm, inner, scale2, alive, True, PRECISION
+        )  # fmt: skip
+    return dk, dv
+
+
+# A group of 1, the usual one, is a kernel of its own: without the loop over heads the compiler has
+# nowhere to hoist what its inner loops need, which would not fit the registers.
 @triton.jit(
-    do_not_specialize=["heads", "group", "q_tiles", "k_tiles", "capacity"]
+    do_not_specialize=["heads", "q_tiles", "k_tiles", "capacity"]
 )  # fmt: skip
 def key_gradients_kernel(
     q, k, v, dout, dk, dv,  # [B, tokens, heads, D]
@@ -77,7 +123,7 @@ def key_gradients_kernel(
     heads, group, q_tiles, k_tiles, capacity, scale,
     HAS_COARSE: tl.constexpr, K_LENGTHS: tl.constexpr,
     E: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PIECE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program ROWS keys of a tile: grid (Nk * E / ROWS, G, B)."""
     PARTS: tl.constexpr = E // ROWS
@@ -110,21 +156,25 @@ def key_gradients_kernel(
         head = kv_head * group + member
         plane = batch * heads + head
         line = plane * k_tiles + tile
-        front = tl.load(counts + line * 2)
-        back = tl.load(counts + line * 2 + 1)
         list_start = items + line * capacity
         queries = q + batch * q_stride_b + head * q_stride_h
         grads = dout + batch * do_stride_b + head * do_stride_h
         first_slot = plane * q_tiles * E
-        d_key, d_value = _key_walk(
+        d_key, d_value = _key_walk_tiles(
             d_key, d_value, key, value, queries, grads, norms + first_slot,
-            delta + first_slot, list_start, 1, front,
+            delta + first_slot, list_start, 1, tl.load(counts + line * 3),
             q_tokens, q_stride_t, do_stride_t, scale * LOG2E,
             False, E, D, COLUMNS, PRECISION,
         )  # fmt: skip
-        d_key, d_value = _key_walk(
+        d_key, d_value = _key_walk_pieces(
             d_key, d_value, key, value, queries, grads, norms + first_slot,
-            delta + first_slot, list_start + capacity - 1, -1, back,
+            delta + first_slot, list_start + capacity - 1, tl.load(counts + line * 3 + 1),
+            q_tokens, q_stride_t, do_stride_t, scale * LOG2E,
+            E, D, COLUMNS, PIECE, PRECISION,
+        )  # fmt: skip
+        d_key, d_value = _key_walk_tiles(
+            d_key, d_value, key, value, queries, grads, norms + first_slot,
+            delta + first_slot, list_start + q_tiles - 1, -1, tl.load(counts + line * 3 + 2),
             q_tokens, q_stride_t, do_stride_t, scale * LOG2E,
             True, E, D, COLUMNS, PRECISION,
         )  # fmt: skip
@@ -273,8 +323,8 @@ def query_gradients_kernel(
     k += batch * k_stride_b + kv_head * k_stride_h
     v += batch * v_stride_b + kv_head * v_stride_h
     k_lengths += batch * k_length_stride
-    front = tl.load(counts + line * 2)
-    back = tl.load(counts + line * 2 + 1)
+    front = tl.load(counts + line * 3)
+    back = tl.load(counts + line * 3 + 1)
     items += line * capacity
     acc = tl.zeros([ROWS, D], tl.float32)
     acc = _query_walk_tiles(

@@ -23,7 +23,8 @@ from .select import select_kernel
 from .tiles import PIECE, Tables, tables_of
 
 LONGEST = 4096  # of a row held whole; longer ones are read again for each step
-PLAIN_WARPS = 8  # of the kernels that only move memory
+POOL_WARPS = 1  # sums stay in registers, where more warps would meet four times a tile
+PLAIN_WARPS = 8  # of the other kernels that only move memory
 UINT16_VALUES = 65536
 
 
@@ -121,7 +122,7 @@ class TritonKernels(Kernels):
             self.query.tiles, self.key.tiles, p.heads_q, p.heads_kv,
             q is not None, k is not None, v is not None, ql.given, kl.given,
             self.key.slots, p.head_dim,
-            num_warps=PLAIN_WARPS,
+            num_warps=POOL_WARPS,
         )  # fmt: skip
 
     @_on_its_device
@@ -194,29 +195,29 @@ class TritonKernels(Kernels):
         most: int,
         facts: Tables,
         lengths: _Lengths,
-        whole: Tensor | None,
+        sound: Tensor | None,
         empty: Callable[..., Tensor],  # makes the lists
     ) -> tuple[Tensor, Tensor, int]:
-        """Lists of key tiles by query tile, or with `whole` of query tiles by key tile: items,
+        """Lists of key tiles by query tile, or with `sound` of query tiles by key tile: items,
         counts and the pitch of items. A row of the mask names at most `most` tiles."""
         p = self.problem
-        by_key = whole is not None
+        by_key = sound is not None
         lines = self.key.tiles if by_key else self.query.tiles
-        piece = facts.slots if by_key else PIECE
-        capacity = max(most if by_key else facts.entries[most], 1)
-        values = facts.tiles * facts.slots // piece
+        capacity = facts.tiles + facts.pieces if by_key else facts.entries[most]
+        capacity = max(capacity, 1)
+        values = facts.tiles * facts.slots // PIECE
         kind = torch.uint16 if values <= UINT16_VALUES else torch.int32
         items = empty(p.batch, p.heads_q, lines, capacity, dtype=kind)
-        counts = empty(p.batch, p.heads_q, lines, 2, dtype=torch.int32)
+        counts = empty(p.batch, p.heads_q, lines, 3, dtype=torch.int32)
         halves = mask.view(torch.int32)
         block = 32
         if lines * p.batch * p.heads_q > 0:
             lists_kernel[(triton.cdiv(lines, block), p.heads_q, p.batch)](
                 halves, items, counts, facts.facts, lengths.tensor, lengths.stride,
-                self.nothing if whole is None else whole,
+                self.nothing if sound is None else sound,
                 halves.stride(0), halves.stride(1),
                 lines, facts.tiles, p.heads_q, self.words, capacity,
-                by_key, lengths.given, facts.slots, piece, block, 128,
+                by_key, lengths.given, facts.slots, PIECE, block, 128,
                 num_warps=PLAIN_WARPS,
             )  # fmt: skip
         return items, counts, capacity
@@ -343,14 +344,14 @@ class TritonKernels(Kernels):
         delta = self._empty(b, h, query.tiles, query.slots)
         norms = self._empty(b, h, query.tiles, query.slots)
         lent = LentMemory(dq, self._empty)
-        whole = lent.empty(b, h, query.tiles, dtype=torch.int8)
+        sound = lent.empty(b, h, query.tiles, dtype=torch.int8)
         d_oc = lent.empty(b, h, query.tiles, d) if coarse else self.no_floats
         weights = gate if isinstance(gate, Tensor) else q
         d_weights = q if dgate is None else dgate
         if query.tiles * b * h > 0:
             prepare_kernel[(query.tiles, h, b)](
                 out, dout, weights, d_weights, oc if coarse else self.no_floats, d_oc,
-                lse, lse if dlse is None else dlse, delta, norms, whole,
+                lse, lse if dlse is None else dlse, delta, norms, sound,
                 query.tokens, query.facts, ql.tensor, ql.stride,
                 *_strides(out), *_strides(dout), *_strides(weights), *_strides(d_weights),
                 h, query.tiles, q.shape[1], gate if isinstance(gate, float) else 0.0,
@@ -365,7 +366,7 @@ class TritonKernels(Kernels):
         strides = (*_strides(q), *_strides(k), *_strides(v), *_strides(dout))
         if key.tiles * b * g > 0:
             items, counts, capacity = self._lists(
-                mask, query.tiles, query, ql, whole, lent.empty
+                mask, query.tiles, query, ql, sound, lent.empty
             )
             shape = config.key_gradients
             key_gradients_kernel[(key.blocks(shape.rows), g, b)](
@@ -374,7 +375,7 @@ class TritonKernels(Kernels):
                 *strides, *_strides(dk), *_strides(dv),
                 h, self.group, query.tiles, key.tiles, capacity, scale,
                 coarse, kl.given, key.slots, d,
-                shape.rows, shape.columns, self.precision, **shape.options,
+                shape.rows, shape.columns, PIECE, self.precision, **shape.options,
             )  # fmt: skip
         if query.tiles * b * h > 0:
             items, counts, capacity = self._lists(

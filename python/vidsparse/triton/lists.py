@@ -16,20 +16,21 @@ from .tiles import valid_tokens
 def lists_kernel(
     mask,  # int32 halves of the bitmap's words: [B, H, Nq, words]
     items,  # uint16 or int32 [B, H, lines, capacity]
-    counts,  # int32 [B, H, lines, 2]
+    counts,  # int32 [B, H, lines, 3]: whole tiles, pieces, other tiles
     facts,  # of the tiles in the lists
     lengths, length_stride,
-    whole,  # int8 [B, H, columns]: with BY_KEY, no row of the query tile needs care
+    sound,  # int8 [B, H, columns]: with BY_KEY, no token of the query tile has lse = -inf
     mask_stride_b, mask_stride_h,  # in int32 words
     lines, columns, heads, words, capacity,
     BY_KEY: tl.constexpr,  # a line is a key tile and lists query tiles
     LENGTHS: tl.constexpr, E: tl.constexpr, PIECE: tl.constexpr,
     LINES: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Line by line, whole tiles ascending from the front; from the back towards the front the
-    others, which need masks, as pieces of PIECE slots that hold tokens (piece p of tile t is
-    t * E / PIECE + p), so that those of several tiles make up one step. Empty tiles are left out.
-    Grid (lines / LINES, H, B)."""
+    """A line's items: whole tiles ascending from the front; from the back towards the front the
+    ragged ones in pieces of PIECE slots (piece p of tile t is t * E / PIECE + p), so that tokens of
+    several tiles make up one step. BY_KEY cuts only sound tiles whose size is known beforehand: the
+    others, which would take E / PIECE times the memory, go back from item columns - 1. Empty tiles
+    are left out. Grid (lines / LINES, H, B)."""
     PIECES: tl.constexpr = E // PIECE
     head = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
@@ -42,6 +43,7 @@ def lists_kernel(
 
     front = tl.zeros([LINES], tl.int32)
     back = tl.zeros([LINES], tl.int32)
+    apart = tl.zeros([LINES], tl.int32)
     for start in range(0, columns, CHUNK):
         tile = start + tl.arange(0, CHUNK)
         inside = tile < columns
@@ -54,31 +56,40 @@ def lists_kernel(
         present = inside_line[:, None] & inside[None, :]
         bit = (tl.load(mask + word, mask=present, other=0) >> shift) & 1
         valid = valid_tokens(facts, columns, tile, lengths, inside, LENGTHS)
-        easy = valid == E
+        whole = valid == E
+        cut = (valid > 0) & (valid < E)
+        item = tl.broadcast_to(tile[None, :], [LINES, CHUNK])
         if BY_KEY:
-            easy = easy & (tl.load(whole + plane * columns + tile, mask=inside, other=0) != 0)
-        ahead = bit * easy.to(tl.int32)[None, :]
-        values = tl.broadcast_to(tile[None, :], [LINES, CHUNK])
-        tl.store(
-            target[:, None] + front[:, None] + tl.cumsum(ahead, 1) - 1,
-            values.to(items.dtype.element_ty),
-            mask=ahead != 0,
-        )
+            calm = tl.load(sound + plane * columns + tile, mask=inside, other=0) != 0
+            whole = whole & calm
+            cut = cut & calm
+            if LENGTHS:
+                cut = cut & (tl.load(facts + columns + tile, mask=inside, other=0) < 0)
+            other = ((valid > 0) & (whole == 0) & (cut == 0)).to(tl.int32)
+            if tl.max(other, 0) > 0:
+                behind = bit * other[None, :]
+                place = columns - apart[:, None] - tl.cumsum(behind, 1)
+                _put(target, place, item, behind != 0)
+                apart += tl.sum(behind, 1)
+        ahead = bit * whole.to(tl.int32)[None, :]
+        _put(target, front[:, None] + tl.cumsum(ahead, 1) - 1, item, ahead != 0)
         front += tl.sum(ahead, 1)
-        pieces = tl.where(easy, 0, tl.cdiv(valid, PIECE))
+        pieces = tl.where(cut, tl.cdiv(valid, PIECE), 0)
         if tl.max(pieces, 0) > 0:
             behind = bit * pieces[None, :]
             place = capacity - 1 - back[:, None] - (tl.cumsum(behind, 1) - behind)
             for piece in tl.static_range(PIECES):
-                tl.store(
-                    target[:, None] + place - piece,
-                    (values * PIECES + piece).to(items.dtype.element_ty),
-                    mask=behind > piece,
-                )
+                _put(target, place - piece, item * PIECES + piece, behind > piece)
             back += tl.sum(behind, 1)
-    count = counts + (plane * lines + line) * 2
+    count = counts + (plane * lines + line) * 3
     tl.store(count, front, mask=inside_line)
     tl.store(count + 1, back, mask=inside_line)
+    tl.store(count + 2, apart, mask=inside_line)
+
+
+@triton.jit
+def _put(target, place, item, mask):
+    tl.store(target[:, None] + place, item.to(target.dtype.element_ty), mask=mask)
 
 
 # Walks read lists three steps ahead and tokens two: the compiler may place what uses them at the

@@ -25,6 +25,7 @@ class Tables:
     tiles: int
     slots: int  # E
     entries: tuple[int, ...]  # of a list of tiles, most of one tile, of two, ...
+    pieces: int  # of the tiles that are ragged whatever the lengths
 
     def blocks(self, rows: int) -> int:
         """Programs of `rows` slots each that make up all tiles."""
@@ -49,11 +50,14 @@ def tables_of(layout: TileLayout, device: torch.device) -> Tables:
     if layout.tiles == 0:  # kernels look one list entry ahead, even of an empty list
         tokens = torch.zeros(1, layout.slots, dtype=torch.int64, device="cpu")
     pieces = (facts[0] + PIECE - 1) // PIECE
-    pieces[(facts[0] == layout.slots) & (facts[1] < 0)] = 1
+    fixed = facts[1] < 0
+    ragged = int(pieces[fixed & (facts[0] < layout.slots)].sum())
+    pieces[fixed & (facts[0] == layout.slots)] = 1
     entries = pieces.sort(descending=True).values.cumsum(0).tolist()
     return Tables(
-        tokens.to(device, torch.int32), facts.to(device), layout.tiles, layout.slots, (0, *entries)
-    )
+        tokens.to(device, torch.int32), facts.to(device), layout.tiles, layout.slots,
+        (0, *entries), ragged,
+    )  # fmt: skip
 
 
 @triton.jit
