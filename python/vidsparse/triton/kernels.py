@@ -40,7 +40,7 @@ def _on_its_device(method: Callable) -> Callable:
 
     @wraps(method)
     def launch(self: TritonKernels, *arguments: object, **named: object) -> object:
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" or torch.cuda.current_device() == self.device.index:
             return method(self, *arguments, **named)
         with torch.cuda.device(self.device):
             return method(self, *arguments, **named)
