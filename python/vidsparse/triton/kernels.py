@@ -49,8 +49,8 @@ def _on_its_device(method: Callable) -> Callable:
 
 
 def _strides(x: Tensor) -> tuple[int, int, int]:
-    """Of batch, token and head, in elements."""
-    return x.stride(0), x.stride(1), x.stride(2)
+    """Of batch, token and head, in elements. A lone token's, which is not used, may be anything."""
+    return x.stride(0), x.stride(1) if x.shape[1] > 1 else x.shape[3], x.stride(2)
 
 
 class _Lengths:
