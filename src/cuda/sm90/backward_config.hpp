@@ -23,9 +23,9 @@ struct BackwardConfig {
   static constexpr int kThreads = (kConsumers + 1) * 128;
   static constexpr int kWarps = kConsumers * 4;
 
-  // A launch of 384 threads has 168 registers each: 128 x (2 x 224 + 56) of them in all.
-  static constexpr int kConsumerRegisters = 224;
-  static constexpr int kProducerRegisters = 56;
+  // A launch of 384 threads has 168 registers each: 128 x (2 x 232 + 40) of them in all.
+  static constexpr int kConsumerRegisters = 232;
+  static constexpr int kProducerRegisters = 40;
 
   static constexpr int kFragmentBytes = 64 * HeadDim * 2;
   static constexpr int kRowBytes = ByKey ? 2 * 64 * 4 : 0;

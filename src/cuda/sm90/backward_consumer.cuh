@@ -51,9 +51,7 @@ class BackwardConsumer {
         for (float& value : d_scores) value = 0;
 #pragma unroll
         for (float& value : d_weights) value = 0;
-        for (std::uint32_t command = pop(); !Command::is_end(command); command = pop()) {
-          add(command, item.batch, d_scores, d_weights);
-        }
+        walk(item.batch, d_scores, d_weights);
       }
       if (lane_ == 0) ptx::mbarrier_arrive(address_ + Config::kCredit + 8 * (wave & 1));
       // Worked out again, for there are no registers to keep it in.
@@ -84,51 +82,75 @@ class BackwardConsumer {
     }
   };
 
-  /// What one fragment of the other side gives. Products follow one another in the same order in
-  /// all four warps whatever each of them waits for, so they need not agree on anything.
+  /// Products of one fragment: S, dP, dV (by key), dK or dQ. If the next fragment is there when the
+  /// last of them has been handed out, its own follow at once, so that the tensor cores have work
+  /// while this one's end is waited for. Products must come in the same order in all four warps and
+  /// from the same place in the code, so they decide together (as in the forward), behind that last
+  /// product. Without a next one, this one is brought to its end and nothing is held.
   template <int Size>
-  __device__ void add(std::uint32_t command, int batch, float (&d_scores)[kD / 2],
-                      float (&d_weights)[Size]) {
-    float weights[32];
-    float d_pairs[32];
-    Words weight_words;
-    Words score_words;
-    ptx::mbarrier_wait(address_ + Config::kFullV + 8 * Command::value_slot(command),
-                       Command::value_parity(command));
-    ptx::mbarrier_wait(address_ + Config::kFullK + 8 * Command::key_slot(command),
-                       Command::key_parity(command));
-    const bool partial = command & Command::kPartial;
-    if (partial) clear_pads(command, batch);
-    const std::uint64_t keys = keys_ + slot_offset(Command::key_slot(command));
-    const std::uint64_t values = values_ + slot_offset(Command::value_slot(command));
-    multiply_own(own_, values, weights);
-    multiply_own(own_ + Config::kFragmentBytes / 16, keys, d_pairs);
-    ptx::wgmma_wait<1>();
-    ptx::wgmma_pin(weights);
-    weigh(command, weights);
-    if constexpr (kByKey) {
-      if (partial) mask(command, batch, weights);
-      convert(weights, weight_words);
-      multiply_words(weight_words, keys, d_weights);
-      ptx::wgmma_wait<1>();
-    } else {
+  __device__ void walk(int batch, float (&d_scores)[kD / 2], float (&d_weights)[Size]) {
+    for (std::uint32_t command = pop(); !Command::is_end(command); command = pop()) {
+      float pairs[32];    // scores, then weights
+      float d_pairs[32];  // gradients of weights, then of scores
+      Words weights;
+      Words d_words;
+      ptx::mbarrier_wait(full_v(command), Command::value_parity(command));
+      if (command & Command::kPartial) clear_pads(command, batch);
+      multiply_own(own_, values(command), pairs);
+      ptx::mbarrier_wait(full_k(command), Command::key_parity(command));
+      multiply_own(own_ + Config::kFragmentBytes / 16, keys(command), d_pairs);
+      while (true) {
+        ptx::wgmma_wait<1>();
+        ptx::wgmma_pin(pairs);
+        weigh(command, batch, pairs, weights);
+        if constexpr (kByKey) {
+          multiply_words(weights, keys(command), d_weights);
+          ptx::wgmma_wait<1>();
+        } else {
+          ptx::wgmma_wait<0>();
+        }
+        ptx::wgmma_pin(d_pairs);
+        if constexpr (!kByKey) release(Config::kEmptyK, Command::key_slot(command));
+        differentiate(command, batch, pairs, weights, d_pairs, d_words);
+        multiply_words(d_words, values(command), d_scores);
+        const std::uint32_t next = peek();
+        if (!is_there(next)) break;
+        ++popped_;
+        if constexpr (kByKey) {
+          ptx::wgmma_wait<1>();
+          ptx::wgmma_pin(d_weights);
+          ptx::wgmma_pin(weights);
+          release(Config::kEmptyK, Command::key_slot(command));
+        }
+        if (next & Command::kPartial) clear_pads(next, batch);
+        multiply_own(own_, values(next), pairs);
+        ptx::wgmma_wait<1>();
+        ptx::wgmma_pin(d_scores);
+        ptx::wgmma_pin(d_words);
+        release(Config::kEmptyV, Command::value_slot(command));
+        ptx::mbarrier_wait(full_k(next), Command::key_parity(next));
+        multiply_own(own_ + Config::kFragmentBytes / 16, keys(next), d_pairs);
+        command = next;
+      }
       ptx::wgmma_wait<0>();
+      ptx::wgmma_pin(d_scores);
+      ptx::wgmma_pin(d_words);
+      if constexpr (kByKey) {
+        ptx::wgmma_pin(d_weights);
+        ptx::wgmma_pin(weights);
+        release(Config::kEmptyK, Command::key_slot(command));
+      }
+      release(Config::kEmptyV, Command::value_slot(command));
     }
-    ptx::wgmma_pin(d_pairs);
-    if constexpr (!kByKey) release(Config::kEmptyK, Command::key_slot(command));
-    differentiate(command, weights, d_pairs);
-    if (partial) mask(command, batch, d_pairs);
-    convert(d_pairs, score_words);
-    multiply_words(score_words, values, d_scores);
-    ptx::wgmma_wait<0>();
-    ptx::wgmma_pin(d_scores);
-    ptx::wgmma_pin(score_words);
-    if constexpr (kByKey) {
-      ptx::wgmma_pin(d_weights);
-      ptx::wgmma_pin(weight_words);
-      release(Config::kEmptyK, Command::key_slot(command));
-    }
-    release(Config::kEmptyV, Command::value_slot(command));
+  }
+
+  /// Whether all warps have been told of a next fragment and the copy for its scores has arrived.
+  /// The other one is then under way, and may be waited for.
+  __device__ bool is_there(std::uint32_t next) const {
+    const bool told = next != 0 && !Command::is_end(next);
+    return ptx::barrier_all(
+        1 + index_, 128,
+        told && ptx::mbarrier_test_wait(full_v(next), Command::value_parity(next)));
   }
 
   /// Own rows times the transposed rows of a slot.
@@ -155,13 +177,8 @@ class BackwardConsumer {
     ptx::wgmma_commit();
   }
 
-  __device__ static void convert(const float (&pairs)[32], Words& words) {
-#pragma unroll
-    for (int i = 0; i < 16; ++i) words[i] = pack<T>(pairs[2 * i], pairs[2 * i + 1]);
-  }
-
-  /// Scores to weights.
-  __device__ void weigh(std::uint32_t command, float (&pairs)[32]) const {
+  /// Scores to weights, as a product's operand in registers.
+  __device__ void weigh(std::uint32_t command, int batch, float (&pairs)[32], Words& words) const {
 #pragma unroll
     for (int block = 0; block < 8; ++block) {
       float norm[4];
@@ -172,20 +189,32 @@ class BackwardConsumer {
             ptx::exp2_approximate(fmaf(pairs[4 * block + i], p_.scale_log2, -norm[i]));
       }
     }
+    if constexpr (!kByKey) return;
+    if (command & Command::kPartial) mask(command, batch, pairs);
+#pragma unroll
+    for (int i = 0; i < 16; ++i) words[i] = pack<T>(pairs[2 * i], pairs[2 * i + 1]);
   }
 
-  /// Gradients of weights to those of scores.
-  __device__ void differentiate(std::uint32_t command, const float (&weights)[32],
-                                float (&pairs)[32]) const {
+  /// Gradients of weights to those of scores, likewise. By key, weights come back from their 16
+  /// bits: there are no registers for both.
+  __device__ void differentiate(std::uint32_t command, int batch, const float (&weights)[32],
+                                const Words& weight_words, float (&pairs)[32], Words& words) const {
 #pragma unroll
     for (int block = 0; block < 8; ++block) {
       float delta[4];
       of_rows(command, 1, block, delta_, delta);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        pairs[4 * block + i] = weights[4 * block + i] * (pairs[4 * block + i] - delta[i]);
+      for (int i = 0; i < 2; ++i) {
+        const int at = 4 * block + 2 * i;
+        const float2 weight = kByKey ? unpack<T>(weight_words[2 * block + i])
+                                     : make_float2(weights[at], weights[at + 1]);
+        pairs[at] = weight.x * (pairs[at] - delta[2 * i]);
+        pairs[at + 1] = weight.y * (pairs[at + 1] - delta[2 * i + 1]);
       }
     }
+    if (command & Command::kPartial) mask(command, batch, pairs);
+#pragma unroll
+    for (int i = 0; i < 16; ++i) words[i] = pack<T>(pairs[2 * i], pairs[2 * i + 1]);
   }
 
   /// A number of each query (which: 0 its norm, 1 delta) for the four pairs of a block of eight
@@ -227,6 +256,7 @@ class BackwardConsumer {
   /// same zeros, so none waits for another.
   __device__ void clear_pads(std::uint32_t command, int batch) {
     std::uint64_t foul = 0;
+    ptx::mbarrier_wait(full_k(command), Command::key_parity(command));
     if constexpr (kByKey) {
       const auto* norms = reinterpret_cast<const float*>(row_slot(command));
       const std::uint32_t low = __ballot_sync(~0U, norms[lane_] == -INFINITY);
@@ -340,9 +370,18 @@ class BackwardConsumer {
   __device__ const char* row_slot(std::uint32_t command) const {
     return shared_ + Config::kRowSlots + Command::key_slot(command) * Config::kRowBytes;
   }
-  /// In descriptors, which count 16 bytes.
-  __device__ static std::uint64_t slot_offset(std::uint32_t slot) {
-    return std::uint64_t{slot} * (Config::kFragmentBytes / 16);
+  __device__ std::uint32_t full_k(std::uint32_t command) const {
+    return address_ + Config::kFullK + 8 * Command::key_slot(command);
+  }
+  __device__ std::uint32_t full_v(std::uint32_t command) const {
+    return address_ + Config::kFullV + 8 * Command::value_slot(command);
+  }
+  // Descriptors of a command's slots; they count 16 bytes.
+  __device__ std::uint64_t keys(std::uint32_t command) const {
+    return keys_ + std::uint64_t{Command::key_slot(command)} * (Config::kFragmentBytes / 16);
+  }
+  __device__ std::uint64_t values(std::uint32_t command) const {
+    return values_ + std::uint64_t{Command::value_slot(command)} * (Config::kFragmentBytes / 16);
   }
 
   const BackwardParameters<T>& p_;
