@@ -50,6 +50,7 @@ struct AttendParameters {
   std::int32_t key_fragments = 0;
   Divider fragments_per_tile;
   bool clear_pads = false;  ///< slots that are not valid may hold anything, not zeros
+  bool narrow = false;      ///< fragments of at most 16 slots, the first ones, come apart and last
 
   std::int32_t heads = 0;
   std::int32_t group = 1;    ///< query heads that share a key head
