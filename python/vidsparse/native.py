@@ -18,7 +18,6 @@ from .errors import ArgumentError, UnsupportedError
 
 _FILE = {"win32": "vidsparse_torch.dll", "darwin": "libvidsparse_torch.dylib"}
 _DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}  # DType
-_FORWARD_ONLY = frozenset({"sm90"})
 _TEXT = re.compile(r"vidsparse\[(\d+):(\w*)[^\]]*\] (.*)", re.DOTALL)
 
 
@@ -140,7 +139,6 @@ class NativeBackend(Backend):
         self.name = name
         self.on_request = on_request
         self.summary = summary
-        self.forward_only = name in _FORWARD_ONLY
 
     def can_run(self, problem: Problem | None, device: torch.device) -> Verdict:
         if device.type not in ("cpu", "cuda"):
