@@ -9,7 +9,7 @@
 
 #include "cuda/ptx/math.cuh"
 
-namespace vidsparse::cuda::sm90 {
+namespace vidsparse::cuda {
 
 /// Two elements in one register, `low` in its lower half.
 template <class T>
@@ -23,6 +23,16 @@ __device__ inline std::uint32_t pack(float low, float high) {
     memcpy(&word, &pair, sizeof(word));
   }
   return word;
+}
+
+/// Turns the scores of slots that are not valid into -inf. Value i of the 64 columns a lane shares
+/// with its quad lies in column i / 4 * 8 + i % 2 and two more for each lane before it.
+__device__ inline void mask_scores(std::uint64_t valid, int lane, float (&scores)[32]) {
+  valid >>= lane % 4 * 2;
+#pragma unroll
+  for (int i = 0; i < 32; ++i) {
+    if ((valid >> (i / 4 * 8 + i % 2) & 1) == 0) scores[i] = -INFINITY;
+  }
 }
 
 /// The running softmax of the two rows a thread holds in a warpgroup's 64 x N accumulators: value i
@@ -106,4 +116,4 @@ class Softmax {
   bool grown_ = false;
 };
 
-}  // namespace vidsparse::cuda::sm90
+}  // namespace vidsparse::cuda

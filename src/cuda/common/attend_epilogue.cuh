@@ -2,11 +2,10 @@
 
 #include <cstdint>
 
-#include "cuda/sm90/attend_parameters.hpp"
-#include "cuda/sm90/attend_plan.cuh"
-#include "cuda/sm90/softmax.cuh"
+#include "cuda/common/attend_problem.cuh"
+#include "cuda/common/softmax.cuh"
 
-namespace vidsparse::cuda::sm90 {
+namespace vidsparse::cuda {
 
 /// Two elements of a row as numbers.
 template <class T>
@@ -45,17 +44,17 @@ __device__ inline void transpose_quad(std::uint32_t (&x)[4], int t) {
 /// The token of a slot that holds none but lies in memory: pads of packed tiles, and tokens past a
 /// Plain segment's run-time length. -1 otherwise.
 template <class T>
-__device__ inline int pad_token(const AttendParameters<T>& p, const Fragment& rows, int slot) {
+__device__ inline int pad_token(const AttendProblem<T>& p, const Fragment& rows, int slot) {
   const Raster& segment = p.query.segments[rows.segment];
   const bool line = p.query.segment_count > 0 && segment.line == 1;
   return line && rows.origin.w + slot < segment.grid.w ? rows.first_token + slot : -1;
 }
 
-/// Combines a query fragment's accumulators with the gated coarse output and writes out and lse.
-/// Pads become 0 and -inf.
+/// Combines the accumulators of 16 rows of a query fragment, those from `first_slot` on, with the
+/// gated coarse output and writes out and lse. Pads become 0 and -inf.
 template <class T, int D>
-__device__ void store_rows(const AttendParameters<T>& p, const Item& item, int tile,
-                           const Fragment& rows, int warp, int lane, const Softmax& softmax,
+__device__ void store_rows(const AttendProblem<T>& p, int batch, int head, int tile,
+                           const Fragment& rows, int first_slot, int lane, const Softmax& softmax,
                            const float (&output)[D / 2]) {
   constexpr int kBlocks = D / 16;  // of eight columns, two of them this thread's; half of all
   const int quad = lane % 4;
@@ -64,11 +63,11 @@ __device__ void store_rows(const AttendParameters<T>& p, const Item& item, int t
   int token[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int slot = warp * 16 + lane / 4 + 8 * r;
+    const int slot = first_slot + lane / 4 + 8 * r;
     valid[r] = rows.token(slot);
     token[r] = valid[r] >= 0 ? valid[r] : pad_token(p, rows, slot);
     if (p.lse.data != nullptr && quad == 0 && token[r] >= 0) {
-      *p.lse.at(item.batch, item.head, token[r]) =
+      *p.lse.at(batch, head, token[r]) =
           valid[r] >= 0 ? softmax.log_sum_exp(r) : -INFINITY;
     }
   }
@@ -80,7 +79,7 @@ __device__ void store_rows(const AttendParameters<T>& p, const Item& item, int t
     float2 coarse[kBlocks] = {};
     std::uint32_t gates[2][kBlocks] = {};
     if (p.oc) {
-      const auto* from = reinterpret_cast<const float2*>(p.oc.row(item.batch, tile, item.head)) +
+      const auto* from = reinterpret_cast<const float2*>(p.oc.row(batch, tile, head)) +
                          half * kBlocks * 4 + quad;
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) coarse[block] = from[block * 4];
@@ -89,7 +88,7 @@ __device__ void store_rows(const AttendParameters<T>& p, const Item& item, int t
     for (int r = 0; r < 2; ++r) {
       if (!gated || valid[r] < 0) continue;
       const auto* from =
-          reinterpret_cast<const std::uint32_t*>(p.gate.row(item.batch, token[r], item.head)) +
+          reinterpret_cast<const std::uint32_t*>(p.gate.row(batch, token[r], head)) +
           half * kBlocks * 4 + quad;
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) gates[r][block] = from[block * 4];
@@ -97,7 +96,7 @@ __device__ void store_rows(const AttendParameters<T>& p, const Item& item, int t
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const float inverse = softmax.inverse(r);
-      T* to = token[r] >= 0 ? p.out.row(item.batch, token[r], item.head) + half * (D / 2) : nullptr;
+      T* to = token[r] >= 0 ? p.out.row(batch, token[r], head) + half * (D / 2) : nullptr;
 #pragma unroll
       for (int b = 0; b < kBlocks / 4; ++b) {
         std::uint32_t x[4];
@@ -124,4 +123,4 @@ __device__ void store_rows(const AttendParameters<T>& p, const Item& item, int t
   }
 }
 
-}  // namespace vidsparse::cuda::sm90
+}  // namespace vidsparse::cuda

@@ -1,0 +1,77 @@
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/common/geometry.cuh"
+#include "cuda/ptx/async_copy.cuh"
+#include "cuda/sm80/attend_parameters.hpp"
+#include "cuda/sm80/key_list.cuh"
+
+namespace vidsparse::cuda::sm80 {
+
+/// Where a 16-byte chunk of a row lies in a fragment in shared memory: eight neighbouring rows have
+/// the same chunk in eight different groups of banks.
+template <int RowBytes>
+__device__ constexpr int swizzled(int row, int chunk) {
+  return row * RowBytes + ((chunk ^ (row & 7)) * 16);
+}
+
+/// Copies key fragments out of the raster into shared memory. A thread has one chunk of every
+/// kRows-th row; where in its segment a slot's token lies, one lane of the warp knows.
+template <int Threads, int RowBytes>
+class FragmentCopy {
+ public:
+  __device__ explicit FragmentCopy(const Side& side) : side_(side) {
+    const int thread = static_cast<int>(threadIdx.x);
+    row_ = thread / kChunks;
+    chunk_ = thread % kChunks;
+  }
+
+  /// Starts the copy of `fragment` of `rows`, a head's first token, to shared address `to`. Slots
+  /// that are not valid become zeros.
+  __device__ void start(std::uint32_t to, const char* rows, std::int32_t token_bytes,
+                        const ListedFragment& fragment) {
+    if (fragment.segment != segment_) enter(fragment.segment);
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int low = fragment.valid >> lane & 1 ? offset_low_ : -1;
+    const int high = fragment.valid >> (lane + 32) & 1 ? offset_high_ : -1;
+    const char* from = rows + std::int64_t{fragment.first_token} * token_bytes + chunk_ * 16;
+    to += swizzled<RowBytes>(row_, 0);
+    const int column = (chunk_ ^ (row_ & 7)) * 16;
+#pragma unroll
+    for (int first = 0; first < 64; first += kRows) {
+      const int offset = __shfl_sync(~0U, first < 32 ? low : high, (first + row_) % 32);
+      const bool valid = offset >= 0;
+      ptx::copy_async_16(to + first * RowBytes + (column ^ (first & 7) * 16),
+                         from + std::int64_t{valid ? offset : 0} * token_bytes, valid);
+    }
+  }
+
+ private:
+  static constexpr int kChunks = RowBytes / 16;
+  static constexpr int kRows = Threads / kChunks;  // of a pass
+  static_assert(kRows <= 32 && Threads % kChunks == 0);
+
+  __device__ void enter(int index) {
+    segment_ = index;
+    const Raster& segment = side_.segments[index];
+    const Box& box = side_.boxes[segment.line];
+    const auto offset_of = [&](int slot) {
+      const int dw = slot & ((1 << box.log_w) - 1);
+      const int dh = slot >> box.log_w & ((1 << box.log_h) - 1);
+      const int dt = slot >> (box.log_w + box.log_h);
+      return (dt * segment.grid.h + dh) * segment.grid.w + dw;
+    };
+    offset_low_ = offset_of(static_cast<int>(threadIdx.x) % 32);
+    offset_high_ = offset_of(static_cast<int>(threadIdx.x) % 32 + 32);
+  }
+
+  const Side& side_;
+  int row_;
+  int chunk_;
+  int segment_ = -1;
+  int offset_low_ = 0;   // tokens from slot 0's to that of slot `lane`
+  int offset_high_ = 0;  // and of slot `lane` + 32
+};
+
+}  // namespace vidsparse::cuda::sm80
