@@ -86,7 +86,7 @@ TEST_P(CudaRefusalOnDevice, NamesTheTensor) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, CudaRefusalOnDevice, ::testing::Values("sm90"),
+INSTANTIATE_TEST_SUITE_P(All, CudaRefusalOnDevice, ::testing::Values("sm90", "sm80"),
                          [](const auto& name) { return name.param; });
 
 }  // namespace

@@ -16,8 +16,7 @@ namespace vidsparse::ptx {
 /// 2t+1. PTX ISA, "mma.m16n8k16".
 template <class T>
 __device__ inline void mma_m16n8k16(float& sum0, float& sum1, float& sum2, float& sum3,
-                                    const std::uint32_t (&a)[4], std::uint32_t b0,
-                                    std::uint32_t b1) {
+                                    const std::uint32_t* a, std::uint32_t b0, std::uint32_t b1) {
   if constexpr (std::is_same_v<T, __half>) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "

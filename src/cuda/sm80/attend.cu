@@ -23,7 +23,7 @@ void with_shape(const Context& context, Visit&& visit) {
     if (number == 2) visit(T{}, AttendConfig<128, 1, 1, 3>{});
     if (number == 3) visit(T{}, AttendConfig<128, 1, 2, 3>{});
   } else {
-    if (number == 0) visit(T{}, AttendConfig<64, 2, 2, 5>{});
+    if (number == 0) visit(T{}, AttendConfig<64, 2, 2, 4>{});
     else visit(T{}, AttendConfig<64, 1, 2, 4>{});
   }
 }

@@ -10,6 +10,7 @@
 #include "cuda/sm80/attend_config.hpp"
 #include "cuda/sm80/attend_parameters.hpp"
 #include "cuda/sm80/fragment_copy.cuh"
+#include "cuda/sm80/item.cuh"
 #include "cuda/sm80/key_list.cuh"
 
 namespace vidsparse::cuda::sm80 {
@@ -33,20 +34,19 @@ class AttendBlock {
   }
 
   __device__ void run() {
-    const auto item = static_cast<int>(blockIdx.x);
-    const int row = item / p_.query_fragments;
-    const int batch = row / p_.heads;
-    const int head = row - batch * p_.heads;
-    const int index = item - row * p_.query_fragments;
-    const int tile = p_.fragments_per_tile.quotient(index);
-    const Fragment rows =
-        p_.query.fragment(batch, tile, index - tile * p_.query.fragments_per_tile);
-    load_query(rows, batch, head);
-
-    const int key_head = head / p_.group;
-    const char* keys = p_.k.data + batch * p_.k.batch_bytes + key_head * p_.k.head_bytes;
-    const char* values = p_.v.data + batch * p_.v.batch_bytes + key_head * p_.v.head_bytes;
-    KeyList<T, Config::kListed> list(p_, shared_ + Config::kList, batch, head, tile);
+    const char* keys;
+    const char* values;
+    bool more;
+    {
+      const Item item = Item::current(p_);
+      const Fragment rows = item.rows(p_);
+      load_query(rows, item);
+      const int key_head = item.head / p_.group;
+      keys = p_.k.data + item.batch * p_.k.batch_bytes + key_head * p_.k.head_bytes;
+      values = p_.v.data + item.batch * p_.v.batch_bytes + key_head * p_.v.head_bytes;
+      more = rows.count() > 0;
+    }
+    KeyList<T, Config::kListed> list(p_, shared_ + Config::kList);
     FragmentCopy<Config::kThreads, Config::kRowBytes> copy(p_.key);
 
     Output output[kRowTiles];
@@ -58,7 +58,7 @@ class AttendBlock {
     }
 
     ListedFragment fragment;
-    bool more = rows.count() > 0 && list.next(fragment);
+    more = more && list.next(fragment);
     if (more) copy.start(address_ + Config::kKeys, keys, p_.k.token_bytes, fragment);
     ptx::commit_copies();
     std::uint32_t query[Config::kQueryInRegisters ? kD / 16 : 1][4];
@@ -80,23 +80,30 @@ class AttendBlock {
         more = start_keys(list, copy, keys, slot, fragment);
       }
       Scores scores[kRowTiles];
+      Weights weights[kRowTiles];
       multiply_keys(at, query, scores);
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m) {
         if (~valid != 0) mask_scores(valid, lane_, scores[m]);
         softmax[m].weigh(scores[m]);
         softmax[m].rescale(output[m]);
+#pragma unroll
+        for (int i = 0; i < 16; ++i) {
+          weights[m][i] = pack<T>(scores[m][2 * i], scores[m][2 * i + 1]);
+        }
       }
       ptx::wait_copy_groups<Config::kKeySlots - 1>();
       __syncthreads();  // V is there; K has been read
       if constexpr (Config::kKeySlots == 1) more = start_keys(list, copy, keys, 0, fragment);
-      multiply_values(scores, output);
+      multiply_values(weights, output);
     }
 
+    const Item item = Item::current(p_);
+    const Fragment rows = item.rows(p_);
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
       softmax[m].finish();
-      store_rows<T, kD>(p_, batch, head, tile, rows, first_slot_ + 16 * m, lane_, softmax[m],
+      store_rows<T, kD>(p_, item.batch, item.head, item.tile, rows, first_slot_ + 16 * m, lane_, softmax[m],
                         output[m]);
     }
   }
@@ -105,9 +112,10 @@ class AttendBlock {
   // Accumulators of 16 rows: value 4 i + j lies in columns 8 i and on.
   using Scores = float[32];
   using Output = float[kD / 2];
+  using Weights = std::uint32_t[16];  // in pairs, as a product's factor
 
   /// The query rows as the first product's factor. Rows without a token are zero.
-  __device__ void load_query(const Fragment& rows, int batch, int head) {
+  __device__ void load_query(const Fragment& rows, const Item& item) {
     constexpr int kChunks = kD / 8;  // of a row
 #pragma unroll 4
     for (int i = 0; i < 64 * kChunks / Config::kThreads; ++i) {
@@ -115,7 +123,7 @@ class AttendBlock {
       const int token = rows.token(at / kChunks);
       uint4 eight = make_uint4(0, 0, 0, 0);
       if (token >= 0) {
-        eight = __ldg(reinterpret_cast<const uint4*>(p_.q.row(batch, token, head)) + at % kChunks);
+        eight = __ldg(reinterpret_cast<const uint4*>(p_.q.row(item.batch, token, item.head)) + at % kChunks);
         for (std::uint32_t* word : {&eight.x, &eight.y, &eight.z, &eight.w}) {
           *word = (*word & p_.query_and) ^ p_.query_xor;
         }
@@ -172,33 +180,25 @@ class AttendBlock {
     }
   }
 
-  __device__ void multiply_values(const Scores (&weights)[kRowTiles],
+  __device__ void multiply_values(const Weights (&weights)[kRowTiles],
                                   Output (&output)[kRowTiles]) {
 #pragma unroll
     for (int k = 0; k < 4; ++k) {  // 16 keys
-      std::uint32_t rows[kRowTiles][4];
-#pragma unroll
-      for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          rows[m][i] = pack<T>(weights[m][8 * k + 2 * i], weights[m][8 * k + 2 * i + 1]);
-        }
-      }
 #pragma unroll
       for (int n = 0; n < kD / 16; ++n) {
         std::uint32_t four[4];
         ptx::load_matrices_transposed(four, (values_ ^ n * 32) + k * 16 * Config::kRowBytes);
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m) {
-          multiply(output[m], 8 * n, rows[m], four[0], four[1]);
-          multiply(output[m], 8 * n + 4, rows[m], four[2], four[3]);
+          multiply(output[m], 8 * n, weights[m] + 4 * k, four[0], four[1]);
+          multiply(output[m], 8 * n + 4, weights[m] + 4 * k, four[2], four[3]);
         }
       }
     }
   }
 
   template <int N>
-  __device__ static void multiply(float (&sums)[N], int at, const std::uint32_t (&rows)[4],
+  __device__ static void multiply(float (&sums)[N], int at, const std::uint32_t* rows,
                                   std::uint32_t column0, std::uint32_t column1) {
     ptx::mma_m16n8k16<T>(sums[at], sums[at + 1], sums[at + 2], sums[at + 3], rows, column0,
                          column1);

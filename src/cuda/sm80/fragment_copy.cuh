@@ -4,6 +4,7 @@
 
 #include "cuda/common/geometry.cuh"
 #include "cuda/ptx/async_copy.cuh"
+#include "cuda/ptx/special.cuh"
 #include "cuda/sm80/attend_parameters.hpp"
 #include "cuda/sm80/key_list.cuh"
 
@@ -38,9 +39,12 @@ class FragmentCopy {
     const char* from = rows + std::int64_t{fragment.first_token} * token_bytes + chunk_ * 16;
     to += swizzled<RowBytes>(row_, 0);
     const int column = (chunk_ ^ (row_ & 7)) * 16;
+    // Or the compiler would keep every pass's lane in a register across the whole loop.
+    int row = row_;
+    asm volatile("" : "+r"(row));
 #pragma unroll
     for (int first = 0; first < 64; first += kRows) {
-      const int offset = __shfl_sync(~0U, first < 32 ? low : high, (first + row_) % 32);
+      const int offset = __shfl_sync(~0U, first < 32 ? low : high, first % 32 + row);
       const bool valid = offset >= 0;
       ptx::copy_async_16(to + first * RowBytes + (column ^ (first & 7) * 16),
                          from + std::int64_t{valid ? offset : 0} * token_bytes, valid);
@@ -62,8 +66,9 @@ class FragmentCopy {
       const int dt = slot >> (box.log_w + box.log_h);
       return (dt * segment.grid.h + dh) * segment.grid.w + dw;
     };
-    offset_low_ = offset_of(static_cast<int>(threadIdx.x) % 32);
-    offset_high_ = offset_of(static_cast<int>(threadIdx.x) % 32 + 32);
+    const int lane = ptx::lane_index();
+    offset_low_ = offset_of(lane);
+    offset_high_ = offset_of(lane + 32);
   }
 
   const Side& side_;

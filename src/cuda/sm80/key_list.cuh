@@ -4,6 +4,7 @@
 
 #include "cuda/common/fragment_table.cuh"
 #include "cuda/sm80/attend_parameters.hpp"
+#include "cuda/sm80/item.cuh"
 
 namespace vidsparse::cuda::sm80 {
 
@@ -21,12 +22,8 @@ struct alignas(16) ListedFragment {
 template <class T, int Capacity>
 class KeyList {
  public:
-  __device__ KeyList(const AttendParameters<T>& parameters, char* shared, int batch, int head,
-                     int query_tile)
-      : p_(parameters),
-        listed_(reinterpret_cast<ListedFragment*>(shared)),
-        row_(p_.mask + batch * p_.mask_batch + head * p_.mask_head + query_tile * p_.mask_row),
-        table_(p_.table + batch * p_.table_batch) {}
+  __device__ KeyList(const AttendParameters<T>& parameters, char* shared)
+      : p_(parameters), listed_(reinterpret_cast<ListedFragment*>(shared)) {}
 
   /// The next fragment; false when there are no more. All threads of a block ask together.
   __device__ bool next(ListedFragment& fragment) {
@@ -39,14 +36,18 @@ class KeyList {
   /// Every warp looks, so that each knows how far the list goes; the first one writes.
   __device__ bool refill() {
     const int lane = static_cast<int>(threadIdx.x) % 32;
+    const Item item = Item::current(p_);
+    const std::uint32_t* row =
+        p_.mask + item.batch * p_.mask_batch + item.head * p_.mask_head + item.tile * p_.mask_row;
+    const KeyFragment* table = p_.table + item.batch * p_.table_batch;
     __syncthreads();  // all have read the former list
     at_ = listed_count_ = 0;
     while (scanned_ < p_.key_fragments && listed_count_ <= Capacity - 32) {
       const int key = scanned_ + lane;
       const int tile = p_.fragments_per_tile.quotient(key);
-      bool wanted = key < p_.key_fragments && (__ldg(row_ + (tile >> 5)) >> (tile & 31) & 1) != 0;
+      bool wanted = key < p_.key_fragments && (__ldg(row + (tile >> 5)) >> (tile & 31) & 1) != 0;
       uint4 words = make_uint4(0, 0, 0, 0);
-      if (wanted) words = __ldg(reinterpret_cast<const uint4*>(table_ + key));
+      if (wanted) words = __ldg(reinterpret_cast<const uint4*>(table + key));
       wanted = (words.z | words.w) != 0;
       const std::uint32_t all = __ballot_sync(~0U, wanted);
       if (wanted && threadIdx.x < 32) {
@@ -69,8 +70,6 @@ class KeyList {
 
   const AttendParameters<T>& p_;
   ListedFragment* listed_;
-  const std::uint32_t* row_;
-  const KeyFragment* table_;
   int scanned_ = 0;       // key fragments looked at
   int listed_count_ = 0;  // in the list
   int at_ = 0;            // of those, handed out
