@@ -1,18 +1,6 @@
 #include "cuda/common/attend_problem.hpp"
 
-#include <string>
-
-#include "vidsparse/error.hpp"
-
 namespace vidsparse::cuda {
-
-void require_aligned_rows(const char* name, const TensorView& tensor) {
-  if (!tensor || rows_aligned(tensor)) return;
-  throw Error(ErrorCode::unsupported, name,
-              "expected rows that start at multiples of 16 bytes, got " + to_string(tensor) +
-                  " with strides " + std::to_string(tensor.strides[0]) + ", " +
-                  std::to_string(tensor.strides[1]) + ", " + std::to_string(tensor.strides[2]));
-}
 
 void require_aligned_rows(const AttendArgs& args) {
   require_aligned_rows("q", args.q);

@@ -8,10 +8,7 @@
 
 namespace vidsparse::cuda {
 
-/// Throws Error(unsupported) naming `name` unless a tensor's rows start at multiples of 16 bytes.
-void require_aligned_rows(const char* name, const TensorView& tensor);
-
-/// The same of every tensor of a call but K and V, which each architecture reads its own way.
+/// Of every tensor of a call but K and V, which each architecture reads its own way.
 void require_aligned_rows(const AttendArgs& args);
 
 /// Fragments of the key side, and for how many batch entries their table differs.

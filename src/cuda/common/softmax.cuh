@@ -1,29 +1,10 @@
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <cstdint>
-#include <cstring>
-#include <type_traits>
 
 #include "cuda/ptx/math.cuh"
 
 namespace vidsparse::cuda {
-
-/// Two elements in one register, `low` in its lower half.
-template <class T>
-__device__ inline std::uint32_t pack(float low, float high) {
-  std::uint32_t word;
-  if constexpr (std::is_same_v<T, __half>) {
-    const __half2 pair = __floats2half2_rn(low, high);
-    memcpy(&word, &pair, sizeof(word));
-  } else {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    memcpy(&word, &pair, sizeof(word));
-  }
-  return word;
-}
 
 /// Turns the scores of slots that are not valid into -inf. Value i of the 64 columns a lane shares
 /// with its quad lies in column i / 4 * 8 + i % 2 and two more for each lane before it.

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "cuda/common/attend_epilogue.cuh"
+#include "cuda/common/row_words.cuh"
 #include "cuda/common/softmax.cuh"
 #include "cuda/ptx/mbarrier.cuh"
 #include "cuda/ptx/shared_word.cuh"
