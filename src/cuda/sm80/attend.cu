@@ -38,7 +38,7 @@ void with_instance(const Context& context, Visit&& visit) {
   }
 }
 
-KeyRows key_rows(const char* name, const TensorView& tensor) {
+HeadRows head_rows(const char* name, const TensorView& tensor) {
   require_aligned_rows(name, tensor);
   const auto bytes = [&](int side) {
     return tensor.shape[side] > 1 ? tensor.strides[side] * 2 : 0;
@@ -111,8 +111,10 @@ void attend(const Context& context, const AttendArgs& args, Workspace workspace,
     if (blocks == 0) return;
     require_aligned_rows(args);
     parameters.key = context.key;
-    parameters.k = key_rows("k", args.k);
-    parameters.v = key_rows("v", args.v);
+    parameters.items = {parameters.query_fragments, parameters.heads,
+                        parameters.fragments_per_tile};
+    parameters.k = head_rows("k", args.k);
+    parameters.v = head_rows("v", args.v);
     fill_fragment_table(with_lengths(context.key, args.lengths.key), table_batches(context, args),
                         table, nullptr, 0, stream);
     attend_kernel<T, Config><<<static_cast<unsigned>(blocks), Config::kThreads,

@@ -3,24 +3,18 @@
 #include <cstdint>
 
 #include "cuda/common/attend_problem.cuh"
+#include "cuda/sm80/head_rows.hpp"
+#include "cuda/sm80/item.cuh"
 
 namespace vidsparse::cuda::sm80 {
 
-/// K or V as copies take it: one head's tokens of one batch entry after the other.
-struct KeyRows {
-  const char* data = nullptr;
-  std::int64_t batch_bytes = 0;
-  std::int64_t head_bytes = 0;
-  std::int32_t token_bytes = 0;
-};
-
-/// The one parameter of the attend kernel. Blocks go head by head, so that those that run together
-/// read the same K and V.
+/// The one parameter of the attend kernel.
 template <class T>
 struct AttendParameters : AttendProblem<T> {
   Side key;  ///< of the fragment table
-  KeyRows k;
-  KeyRows v;
+  HeadRows k;
+  HeadRows v;
+  ItemCounts items;  ///< query fragments
 };
 
 }  // namespace vidsparse::cuda::sm80

@@ -5,19 +5,12 @@
 #include "cuda/common/geometry.cuh"
 #include "cuda/ptx/async_copy.cuh"
 #include "cuda/ptx/special.cuh"
-#include "cuda/sm80/attend_parameters.hpp"
-#include "cuda/sm80/key_list.cuh"
+#include "cuda/sm80/fragment_list.cuh"
+#include "cuda/sm80/products.cuh"
 
 namespace vidsparse::cuda::sm80 {
 
-/// Where a 16-byte chunk of a row lies in a fragment in shared memory: eight neighbouring rows have
-/// the same chunk in eight different groups of banks.
-template <int RowBytes>
-__device__ constexpr int swizzled(int row, int chunk) {
-  return row * RowBytes + ((chunk ^ (row & 7)) * 16);
-}
-
-/// Copies key fragments out of the raster into shared memory. A thread has one chunk of every
+/// Copies fragments out of the raster into shared memory. A thread has one chunk of every
 /// kRows-th row; where in its segment a slot's token lies, one lane of the warp knows.
 template <int Threads, int RowBytes>
 class FragmentCopy {
@@ -32,7 +25,7 @@ class FragmentCopy {
   /// that are not valid become zeros.
   __device__ void start(std::uint32_t to, const char* rows, std::int32_t token_bytes,
                         const ListedFragment& fragment) {
-    if (fragment.segment != segment_) enter(fragment.segment);
+    if (fragment.segment() != segment_) enter(fragment.segment());
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const int low = fragment.valid >> lane & 1 ? offset_low_ : -1;
     const int high = fragment.valid >> (lane + 32) & 1 ? offset_high_ : -1;
