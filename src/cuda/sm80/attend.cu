@@ -2,13 +2,13 @@
 
 #include <cstdlib>
 #include <string>
+#include <utility>
 
 #include "core/check.hpp"
 #include "core/workspace.hpp"
 #include "cuda/common/attend_problem.hpp"
 #include "cuda/common/fragment_table.cuh"
 #include "cuda/sm80/attend_kernel.cuh"
-#include "vidsparse/error.hpp"
 
 namespace vidsparse::cuda::sm80 {
 namespace {
@@ -38,20 +38,6 @@ void with_instance(const Context& context, Visit&& visit) {
   }
 }
 
-HeadRows head_rows(const char* name, const TensorView& tensor) {
-  require_aligned_rows(name, tensor);
-  const auto bytes = [&](int side) {
-    return tensor.shape[side] > 1 ? tensor.strides[side] * 2 : 0;
-  };
-  if (bytes(1) > INT32_MAX || bytes(1) < INT32_MIN) {
-    throw Error(ErrorCode::unsupported, name,
-                "expected tokens less than 2^31 bytes apart, got " + to_string(tensor) +
-                    " with a stride of " + std::to_string(tensor.strides[1]));
-  }
-  return {static_cast<const char*>(tensor.data), bytes(0), bytes(2),
-          static_cast<std::int32_t>(bytes(1))};
-}
-
 KeyFragment* take_table(core::Arena& arena, const Context& context, const AttendArgs& args) {
   return arena.take<KeyFragment>(std::int64_t{key_fragments(context)} *
                                  table_batches(context, args));
@@ -61,22 +47,26 @@ KeyFragment* take_table(core::Arena& arena, const Context& context, const Attend
 
 Verdict can_attend(const Problem& problem, const TileLayout& query, const TileLayout& key) {
   const std::int64_t parts = problem.tile.tokens() / kFragment;
-  if (key.tiles() * parts > INT32_MAX - 32) {
-    return Verdict::no("key: expected fewer than 2^31 fragments of 64 tokens, got " +
-                       std::to_string(key.tiles() * parts));
-  }
-  for (const Segment& segment : key.sequence().segments()) {
-    const auto* video = std::get_if<Video>(&segment);
-    if (video == nullptr) continue;
-    if (video->t > KeyFragment::kMaxFrames || video->h > KeyFragment::kMaxHeight) {
-      return Verdict::no("key: expected videos of at most 4096 x 65536 (T x H), got " +
-                         key.sequence().to_string());
+  // Queries are walked too, by the backward.
+  for (const auto& [name, layout] : {std::pair("query", &query), std::pair("key", &key)}) {
+    const std::string side = name;
+    const std::int64_t fragments = layout->tiles() * parts;
+    if (fragments > ListedFragment::kMaxFragments) {
+      return Verdict::no(side + ": expected at most 2^29 fragments of 64 tokens, got " +
+                         std::to_string(fragments));
     }
-  }
-  const std::int64_t blocks = problem.batch * problem.heads_q * query.tiles() * parts;
-  if (blocks > INT32_MAX) {
-    return Verdict::no("query: expected fewer than 2^31 fragments of all heads, got " +
-                       std::to_string(blocks));
+    if (problem.batch * problem.heads_q * fragments > INT32_MAX) {
+      return Verdict::no(side + ": expected fewer than 2^31 fragments of all heads, got " +
+                         std::to_string(problem.batch * problem.heads_q * fragments));
+    }
+    for (const Segment& segment : layout->sequence().segments()) {
+      const auto* video = std::get_if<Video>(&segment);
+      if (video == nullptr) continue;
+      if (video->t > KeyFragment::kMaxFrames || video->h > KeyFragment::kMaxHeight) {
+        return Verdict::no(side + ": expected videos of at most 4096 x 65536 (T x H), got " +
+                           layout->sequence().to_string());
+      }
+    }
   }
   return Verdict::yes();
 }

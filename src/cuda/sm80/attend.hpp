@@ -9,7 +9,7 @@
 
 namespace vidsparse::cuda::sm80 {
 
-/// Whether the attend kernel can count a problem's fragments.
+/// Whether the kernels, forward and backward, can count a problem's fragments.
 Verdict can_attend(const Problem& problem, const TileLayout& query, const TileLayout& key);
 
 /// Once for a plan: lets the kernels use the device's shared memory.

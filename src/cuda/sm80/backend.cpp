@@ -5,7 +5,7 @@
 #include "cuda/common/limits.hpp"
 #include "cuda/common/stages.hpp"
 #include "cuda/sm80/attend.hpp"
-#include "vidsparse/error.hpp"
+#include "cuda/sm80/backward.hpp"
 
 namespace vidsparse::cuda::sm80 {
 namespace {
@@ -21,6 +21,7 @@ class Sm80Kernels final : public core::StagedKernels {
     const CurrentDevice current(setting.device.index);
     prepare_select(context_);
     prepare_attend(context_);
+    prepare_backward(context_);
   }
 
   std::size_t workspace_bytes(const PoolArgs&) const override { return 0; }
@@ -30,7 +31,9 @@ class Sm80Kernels final : public core::StagedKernels {
   std::size_t workspace_bytes(const AttendArgs& args) const override {
     return attend_bytes(context_, args);
   }
-  std::size_t workspace_bytes(const BackwardArgs&) const override { return 0; }
+  std::size_t workspace_bytes(const BackwardArgs& args) const override {
+    return backward_bytes(context_, args);
+  }
 
   void pool(const PoolArgs& args, Workspace, void* stream) const override {
     const CurrentDevice current(context_.setting->device.index);
@@ -44,9 +47,9 @@ class Sm80Kernels final : public core::StagedKernels {
     const CurrentDevice current(context_.setting->device.index);
     sm80::attend(context_, args, workspace, static_cast<cudaStream_t>(stream));
   }
-  void backward(const BackwardArgs&, Workspace, void*) const override {
-    throw Error(ErrorCode::unsupported, "backward",
-                "expected a backend with a backward pass, got sm80, which has the forward only");
+  void backward(const BackwardArgs& args, Workspace workspace, void* stream) const override {
+    const CurrentDevice current(context_.setting->device.index);
+    sm80::backward(context_, args, workspace, static_cast<cudaStream_t>(stream));
   }
 
  private:
@@ -56,7 +59,7 @@ class Sm80Kernels final : public core::StagedKernels {
 class Sm80Backend final : public core::Backend {
  public:
   const char* name() const override { return "sm80"; }
-  const char* summary() const override { return "CUDA kernels for Ampere and later; forward"; }
+  const char* summary() const override { return "CUDA kernels for Ampere and later"; }
   Device::Kind kind() const override { return Device::Kind::cuda; }
 
   Verdict can_run(const Device& device) const override { return has_capability_from(device, 8, 0, kBuilt); }

@@ -48,7 +48,7 @@ class FragmentList {
         fragments_(fragments),
         listed_(reinterpret_cast<ListedFragment*>(shared)) {}
 
-  /// From the first fragment again.
+  /// From the first fragment again; the next one comes after a barrier.
   __device__ void restart() { scanned_ = count_ = at_ = 0; }
 
   /// The next fragment of what `source` returns; false when there are no more. All threads of the

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "vidsparse/tensor.hpp"
+
 namespace vidsparse::cuda::sm80 {
 
 /// A [B, S, H, D] tensor as copies take it; strides count bytes.
@@ -16,5 +18,9 @@ struct HeadRows {
     return data + batch * batch_bytes + index * head_bytes;
   }
 };
+
+/// Throws Error(unsupported) naming `name` unless its rows can be copied by 16 bytes and its tokens
+/// are less than 2^31 bytes apart.
+HeadRows head_rows(const char* name, const TensorView& tensor);
 
 }  // namespace vidsparse::cuda::sm80
