@@ -51,6 +51,8 @@ struct AttendConfig {
   static constexpr int kOrderRing = (kQueues + 4 * kConsumers * kQueue + 15) / 16 * 16;
   static constexpr int kPlan = kOrderRing + 32 * kOrders;
   static constexpr int kDone = kPlan + 4 * kConsumers * kRanks;
+  static constexpr int kRowSlots = 0;  ///< nothing comes with a slot of K
+  static constexpr int kRowBytes = 0;
   static constexpr int kSharedBytes = kDone + 4 * 2;
   static_assert(kSharedBytes <= 227 * 1024);
   static_assert(kQueue >= kValueSlots + 2);

@@ -13,7 +13,9 @@ template <class T>
 struct AttendParameters : AttendProblem<T> {
   TensorMaps k;
   TensorMaps v;
-  bool clear_pads = false;  ///< slots that are not valid may hold anything, not zeros
+  std::int64_t table_head = 0;  ///< entries from one head to the next, 0: shared
+  bool clear_pads = false;      ///< slots that are not valid may hold anything, not zeros
+  std::int32_t members = 1;     ///< heads an item walks one after the other
   std::int32_t items_per_head = 0;
   std::int32_t items = 0;
 
