@@ -30,7 +30,7 @@ class FragmentCopy {
     const int low = fragment.valid >> lane & 1 ? offset_low_ : -1;
     const int high = fragment.valid >> (lane + 32) & 1 ? offset_high_ : -1;
     const char* from = rows + std::int64_t{fragment.first_token} * token_bytes + chunk_ * 16;
-    to += swizzled<RowBytes>(row_, 0);
+    to += row_ * RowBytes;
     const int column = (chunk_ ^ (row_ & 7)) * 16;
     // Or the compiler would keep every pass's lane in a register across the whole loop.
     int row = row_;
