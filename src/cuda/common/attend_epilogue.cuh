@@ -25,8 +25,7 @@ __device__ void store_rows(const AttendProblem<T>& p, int batch, int head, int t
     valid[r] = rows.token(slot);
     token[r] = valid[r] >= 0 ? valid[r] : p.query.pad_token(rows, slot);
     if (p.lse.data != nullptr && quad == 0 && token[r] >= 0) {
-      *p.lse.at(batch, head, token[r]) =
-          valid[r] >= 0 ? softmax.log_sum_exp(r) : -INFINITY;
+      *p.lse.at(batch, head, token[r]) = valid[r] >= 0 ? softmax.log_sum_exp(r) : -INFINITY;
     }
   }
 #pragma unroll
@@ -37,17 +36,16 @@ __device__ void store_rows(const AttendProblem<T>& p, int batch, int head, int t
     float2 coarse[kBlocks] = {};
     std::uint32_t gates[2][kBlocks] = {};
     if (p.oc) {
-      const auto* from = reinterpret_cast<const float2*>(p.oc.row(batch, tile, head)) +
-                         half * kBlocks * 4 + quad;
+      const auto* from =
+          reinterpret_cast<const float2*>(p.oc.row(batch, tile, head)) + half * kBlocks * 4 + quad;
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) coarse[block] = from[block * 4];
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       if (!gated || valid[r] < 0) continue;
-      const auto* from =
-          reinterpret_cast<const std::uint32_t*>(p.gate.row(batch, token[r], head)) +
-          half * kBlocks * 4 + quad;
+      const auto* from = reinterpret_cast<const std::uint32_t*>(p.gate.row(batch, token[r], head)) +
+                         half * kBlocks * 4 + quad;
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) gates[r][block] = from[block * 4];
     }

@@ -45,8 +45,7 @@ Capability capability_of(const Device& device) {
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess) {
     cudaGetLastError();
-    return {
-        Verdict::no("expected a CUDA device, got: " + std::string(cudaGetErrorString(status)))};
+    return {Verdict::no("expected a CUDA device, got: " + std::string(cudaGetErrorString(status)))};
   }
   if (device.index < 0 || device.index >= count) {
     return {Verdict::no("expected a device below " + std::to_string(count) + ", got " +

@@ -4,6 +4,13 @@
 /// it is needed, where the compiler would keep what follows from threadIdx in registers.
 namespace vidsparse::ptx {
 
+/// 10.1 %tid
+__device__ inline int thread_index() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
 /// 10.8 %laneid
 __device__ inline int lane_index() {
   int lane;
@@ -12,9 +19,11 @@ __device__ inline int lane_index() {
 }
 
 /// 10.10 %ctaid
-__device__ inline int block_index() {
-  int block;
-  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
+__device__ inline int3 block_index() {
+  int3 block;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block.x));
+  asm volatile("mov.u32 %0, %%ctaid.y;" : "=r"(block.y));
+  asm volatile("mov.u32 %0, %%ctaid.z;" : "=r"(block.z));
   return block;
 }
 

@@ -11,9 +11,9 @@
 namespace vidsparse::ptx {
 
 /// sum += a * b over 16x8x16, bf16 factors or fp16 ones (T = __half), fp32 sums. With g = lane / 4
-/// and t = lane % 4, two elements a word, the lane holds a at rows g, g+8, g, g+8 and columns 2t, 2t,
-/// 2t+8, 2t+8; b at rows 2t, 2t+8 of column g; sums at rows g, g, g+8, g+8 and columns 2t, 2t+1, 2t,
-/// 2t+1. PTX ISA, "mma.m16n8k16".
+/// and t = lane % 4, two elements a word, the lane holds a at rows g, g+8, g, g+8 and columns 2t,
+/// 2t, 2t+8, 2t+8; b at rows 2t, 2t+8 of column g; sums at rows g, g, g+8, g+8 and columns 2t,
+/// 2t+1, 2t, 2t+1. PTX ISA, "mma.m16n8k16".
 template <class T>
 __device__ inline void mma_m16n8k16(float& sum0, float& sum1, float& sum2, float& sum3,
                                     const std::uint32_t* a, std::uint32_t b0, std::uint32_t b1) {

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <cstdint>
+#include "cuda/sm80/shape.hpp"
 
 namespace vidsparse::cuda::sm80 {
 
@@ -33,6 +33,27 @@ struct AttendConfig {
   static constexpr int kQuery = kQueryInRegisters ? kValues : 0;
   static constexpr int kList = kValues + kFragmentBytes;
   static constexpr int kSharedBytes = kList + kListed * 16;
+};
+
+// Per block: KB of shared memory, one of them the system's, and registers of a thread. Blocks of a
+// multiprocessor that 65 536 registers and the shared memory allow:
+template <int HeadDim, Shape kShape>
+struct AttendShape;
+template <>
+struct AttendShape<128, Shape::large> {  // 50 KB, 255: 4 by both in 228 KB, 3 in 164 KB
+  using Config = AttendConfig<128, 2, 1, 4>;
+};
+template <>
+struct AttendShape<64, Shape::large> {  // 34 KB, 255: 4 by registers, 4 in 164 KB
+  using Config = AttendConfig<64, 2, 2, 4>;
+};
+template <>
+struct AttendShape<128, Shape::small> {  // 50 KB, 255: 2 by both in 100 KB
+  using Config = AttendConfig<128, 1, 2, 2>;
+};
+template <>
+struct AttendShape<64, Shape::small> {  // 26 KB, 168: 3 by both in 100 KB
+  using Config = AttendConfig<64, 1, 2, 3>;
 };
 
 }  // namespace vidsparse::cuda::sm80

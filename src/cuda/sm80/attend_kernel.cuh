@@ -39,7 +39,7 @@ class AttendBlock {
     const char* values;
     bool more;
     {
-      const Item item = Item::current(p_.items);
+      const Item item = Item::current(p_.fragments_per_tile);
       const Fragment rows = item.rows(p_.query);
       load_query(rows, item);
       keys = p_.k.head(item.batch, item.head / p_.group);
@@ -62,7 +62,7 @@ class AttendBlock {
 #pragma unroll
       for (int k = 0; k < kD / 16; ++k) ptx::load_matrices(query[k], query_ ^ k * 32);
     }
-    const auto load_rows = [&](int k, int m, std::uint32_t (&rows)[4]) {
+    const auto load_rows = [&](int k, int m, std::uint32_t(&rows)[4]) {
       if constexpr (Config::kQueryInRegisters) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) rows[i] = query[k][i];
@@ -101,7 +101,7 @@ class AttendBlock {
       multiply_added<T, kD>(output, weights, values_);
     }
 
-    const Item item = Item::current(p_.items);
+    const Item item = Item::current(p_.fragments_per_tile);
     const Fragment rows = item.rows(p_.query);
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
@@ -140,14 +140,14 @@ class AttendBlock {
   /// Asks for the next fragment's K; always a group of copies, so that groups can be counted.
   __device__ bool start_keys(const char* keys, int slot, ListedFragment& fragment) {
     const bool more = list_.next(fragment, [this] {
-      const Item item = Item::current(p_.items);
-      return ListSource{p_.mask + item.batch * p_.mask_batch + item.head * p_.mask_head +
-                            item.tile * p_.mask_row,
-                        p_.table + item.batch * p_.table_batch};
+      const Item item = Item::current(p_.fragments_per_tile);
+      return ListSource{
+          p_.mask + item.batch * p_.mask_batch + item.head * p_.mask_head + item.tile * p_.mask_row,
+          p_.table + item.batch * p_.table_batch};
     });
     if (more) {
-      copy_.start(address_ + Config::kKeys + slot * Config::kFragmentBytes, keys,
-                  p_.k.token_bytes, fragment);
+      copy_.start(address_ + Config::kKeys + slot * Config::kFragmentBytes, keys, p_.k.token_bytes,
+                  fragment);
     }
     ptx::commit_copies();
     return more;

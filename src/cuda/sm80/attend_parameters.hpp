@@ -4,7 +4,6 @@
 
 #include "cuda/common/attend_problem.cuh"
 #include "cuda/sm80/head_rows.hpp"
-#include "cuda/sm80/item.cuh"
 
 namespace vidsparse::cuda::sm80 {
 
@@ -14,7 +13,6 @@ struct AttendParameters : AttendProblem<T> {
   Side key;  ///< of the fragment table
   HeadRows k;
   HeadRows v;
-  ItemCounts items;  ///< query fragments
 };
 
 }  // namespace vidsparse::cuda::sm80

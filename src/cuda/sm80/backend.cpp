@@ -10,9 +10,6 @@
 namespace vidsparse::cuda::sm80 {
 namespace {
 
-/// The architectures of this folder's machine code, see the build.
-constexpr const char* kBuilt = VIDSPARSE_SM80_ARCHITECTURES;
-
 class Sm80Kernels final : public core::StagedKernels {
  public:
   using core::StagedKernels::workspace_bytes;
@@ -62,7 +59,9 @@ class Sm80Backend final : public core::Backend {
   const char* summary() const override { return "CUDA kernels for Ampere and later"; }
   Device::Kind kind() const override { return Device::Kind::cuda; }
 
-  Verdict can_run(const Device& device) const override { return has_capability_from(device, 8, 0, kBuilt); }
+  Verdict can_run(const Device& device) const override {
+    return has_capability_from(device, 8, 0, VIDSPARSE_SM80_BUILT);
+  }
 
   Verdict can_run(const Problem& problem, const Device& device) const override {
     const TileLayout query(problem.query, problem.tile);

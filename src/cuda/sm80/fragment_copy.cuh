@@ -15,26 +15,22 @@ namespace vidsparse::cuda::sm80 {
 template <int Threads, int RowBytes>
 class FragmentCopy {
  public:
-  __device__ explicit FragmentCopy(const Side& side) : side_(side) {
-    const int thread = static_cast<int>(threadIdx.x);
-    row_ = thread / kChunks;
-    chunk_ = thread % kChunks;
-  }
+  __device__ explicit FragmentCopy(const Side& side) : side_(side) {}
 
   /// Starts the copy of `fragment` of `rows`, a head's first token, to shared address `to`. Slots
   /// that are not valid become zeros.
   __device__ void start(std::uint32_t to, const char* rows, std::int32_t token_bytes,
                         const ListedFragment& fragment) {
     if (fragment.segment() != segment_) enter(fragment.segment());
-    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int thread = ptx::thread_index();
+    const int lane = thread % 32;
+    const int row = thread / kChunks;
+    const int chunk = thread % kChunks;
     const int low = fragment.valid >> lane & 1 ? offset_low_ : -1;
     const int high = fragment.valid >> (lane + 32) & 1 ? offset_high_ : -1;
-    const char* from = rows + std::int64_t{fragment.first_token} * token_bytes + chunk_ * 16;
-    to += row_ * RowBytes;
-    const int column = (chunk_ ^ (row_ & 7)) * 16;
-    // Or the compiler would keep every pass's lane in a register across the whole loop.
-    int row = row_;
-    asm volatile("" : "+r"(row));
+    const char* from = rows + std::int64_t{fragment.first_token} * token_bytes + chunk * 16;
+    to += row * RowBytes;
+    const int column = (chunk ^ (row & 7)) * 16;
 #pragma unroll
     for (int first = 0; first < 64; first += kRows) {
       const int offset = __shfl_sync(~0U, first < 32 ? low : high, first % 32 + row);
@@ -65,8 +61,6 @@ class FragmentCopy {
   }
 
   const Side& side_;
-  int row_;
-  int chunk_;
   int segment_ = -1;
   int offset_low_ = 0;   // tokens from slot 0's to that of slot `lane`
   int offset_high_ = 0;  // and of slot `lane` + 32

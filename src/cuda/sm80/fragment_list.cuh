@@ -14,8 +14,6 @@ struct alignas(16) ListedFragment {
   std::uint32_t place;       ///< its number, and in the lowest three bits the segment
   std::uint64_t valid;       ///< bit s: slot s
 
-  static constexpr std::int32_t kMaxFragments = 1 << 29;
-
   __device__ static ListedFragment of(const Side& side, int number, const uint4& entry) {
     const int index = KeyFragment::segment(entry.y);
     const Raster& segment = side.segments[index];

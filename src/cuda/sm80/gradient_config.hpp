@@ -1,5 +1,7 @@
 #pragma once
 
+#include "cuda/sm80/shape.hpp"
+
 namespace vidsparse::cuda::sm80 {
 
 /// The threads and shared memory of a backward pass on one page. A block owns one fragment, two
@@ -31,6 +33,27 @@ struct GradientConfig {
   static constexpr int kNorms = 2 * kFragmentBytes;  ///< of a stage
   static constexpr int kList = kOther + Stages * kStageBytes;
   static constexpr int kSharedBytes = kList + kListed * 16;
+};
+
+// Per block: KB of shared memory, one of them the system's, and registers of a thread. Blocks of a
+// multiprocessor that 65 536 registers and the shared memory allow:
+template <int HeadDim, bool ByKey, Shape kShape>
+struct GradientShape;
+template <bool ByKey>
+struct GradientShape<128, ByKey, Shape::large> {  // 99 KB, 255: 2 by both in 228 KB, 1 in 164 KB
+  using Config = GradientConfig<128, ByKey, 2, 2>;
+};
+template <bool ByKey>
+struct GradientShape<64, ByKey, Shape::large> {  // 51 KB, 168: 3 by registers, 3 in 164 KB
+  using Config = GradientConfig<64, ByKey, 2, 3>;
+};
+template <bool ByKey>
+struct GradientShape<128, ByKey, Shape::small> {  // 99 KB, 255: 1 in 100 KB
+  using Config = GradientConfig<128, ByKey, 2, 1>;
+};
+template <bool ByKey>
+struct GradientShape<64, ByKey, Shape::small> {  // 35 KB, 255: 2 in 100 KB
+  using Config = GradientConfig<64, ByKey, 1, 2>;
 };
 
 }  // namespace vidsparse::cuda::sm80

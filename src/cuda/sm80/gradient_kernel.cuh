@@ -17,7 +17,8 @@ namespace vidsparse::cuda::sm80 {
 
 /// One fragment's gradients, by key or by query. With s = own . other^T of the scores' factors, t
 /// the same of the weights' factors and p = exp(s * scale - lse), ds = p (t - delta):
-/// d_scores = scale * ds . other's scores factor, and by key d_weights = p . other's weights factor.
+/// d_scores = scale * ds . other's scores factor, and by key d_weights = p . other's weights
+/// factor.
 template <class T, class Config>
 class GradientBlock {
  public:
@@ -31,7 +32,7 @@ class GradientBlock {
         own_(address_ + Config::kOwn + first_slot() * kRowBytes + first_row<kRowBytes>(lane_)),
         columns_(address_ + Config::kOther + first_column<kRowBytes>(lane_)),
         rows_(address_ + Config::kOther + first_row<kRowBytes>(lane_)),
-        list_(p_.other, p_.items.per_tile, p_.other_fragments, shared + Config::kList),
+        list_(p_.other, p_.per_tile, p_.other_fragments, shared + Config::kList),
         copy_(p_.other) {}
 
   __device__ void run() {
@@ -58,11 +59,11 @@ class GradientBlock {
 
   /// Starts the copies of the own fragment; false if it has no valid slot.
   __device__ bool start_own() {
-    const Item item = Item::current(p_.items);
+    const Item item = Item::current(p_.per_tile);
     const KeyFragment* entry = p_.own_table + item.batch * p_.own_table_batch +
                                item.head * p_.own_table_head + item.fragment;
-    const ListedFragment own = ListedFragment::of(
-        p_.own, item.fragment, __ldg(reinterpret_cast<const uint4*>(entry)));
+    const ListedFragment own =
+        ListedFragment::of(p_.own, item.fragment, __ldg(reinterpret_cast<const uint4*>(entry)));
     if (own.valid == 0) return false;
     FragmentCopy<Config::kThreads, kRowBytes> copy(p_.own);
     copy.start(address_ + Config::kOwn, p_.own_scores.head(item.batch, item.head),
@@ -111,15 +112,15 @@ class GradientBlock {
       return Config::kByKey ? item.head * p_.group + member : item.head / p_.group;
     };
     const bool more = list_.next(fragment, [&] {
-      const Item item = Item::current(p_.items);
+      const Item item = Item::current(p_.per_tile);
       const int query_head = Config::kByKey ? query_or_key_head(item) : item.head;
-      return ListSource{p_.mask + item.batch * p_.mask_batch + query_head * p_.mask_head +
-                            item.tile * p_.mask_row,
-                        p_.other_table + item.batch * p_.other_table_batch +
-                            query_head * p_.other_table_head};
+      return ListSource{
+          p_.mask + item.batch * p_.mask_batch + query_head * p_.mask_head +
+              item.tile * p_.mask_row,
+          p_.other_table + item.batch * p_.other_table_batch + query_head * p_.other_table_head};
     });
     if (!more) return false;
-    const Item item = Item::current(p_.items);
+    const Item item = Item::current(p_.per_tile);
     const int head = query_or_key_head(item);
     const std::uint32_t to = address_ + Config::kOther + stage * Config::kStageBytes;
     copy_.start(to, p_.other_scores.head(item.batch, head), p_.other_scores.token_bytes, fragment);
@@ -154,9 +155,9 @@ class GradientBlock {
     };
     Scores weights;  // p
     multiply_transposed<T, kD>(weights, own(0), columns_ + offset);
-    const float* norms = reinterpret_cast<const float*>(shared_ + Config::kOther + offset +
-                                                        Config::kNorms) +
-                         lane_ % 4 * 2;
+    const float* norms =
+        reinterpret_cast<const float*>(shared_ + Config::kOther + offset + Config::kNorms) +
+        lane_ % 4 * 2;
 #pragma unroll
     for (int i = 0; i < 32; i += 2) {
       float2 norm = {norm_[i / 2 % 2], norm_[i / 2 % 2]};
@@ -205,9 +206,8 @@ class GradientBlock {
   }
 
   __device__ void store() {
-    const Item item = Item::current(p_.items);
-    GradientRows rows =
-        GradientRows::of(p_.own, item.rows(p_.own), first_slot() + lane_ / 4);
+    const Item item = Item::current(p_.per_tile);
+    GradientRows rows = GradientRows::of(p_.own, item.rows(p_.own), first_slot() + lane_ / 4);
     if constexpr (!Config::kByKey) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) rows.has_fine[r] = norm_[r] != INFINITY;

@@ -6,7 +6,6 @@
 #include "cuda/common/geometry.cuh"
 #include "cuda/common/tensor.cuh"
 #include "cuda/sm80/head_rows.hpp"
-#include "cuda/sm80/item.cuh"
 
 namespace vidsparse::cuda::sm80 {
 
@@ -41,7 +40,7 @@ struct GradientParameters {
   std::int64_t other_table_batch = 0;
   std::int32_t other_fragments = 0;
 
-  ItemCounts items;        ///< own fragments and heads
+  Divider per_tile;  ///< fragments of a tile
   std::int32_t query_heads = 0;
   std::int32_t group = 1;  ///< query heads that share a key head
 };

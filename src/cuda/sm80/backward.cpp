@@ -1,29 +1,36 @@
 #include "cuda/sm80/backward.hpp"
 
-#include <cstdlib>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include "core/workspace.hpp"
 #include "cuda/common/backward.hpp"
 #include "cuda/common/fragment_table.cuh"
-#include "cuda/sm80/gradient_kernel.cuh"
+#include "cuda/sm80/blocks.hpp"
+#include "cuda/sm80/gradient_launch.hpp"
+#include "cuda/sm80/shape.hpp"
 
 namespace vidsparse::cuda::sm80 {
 namespace {
 
-/// Calls visit(element, config by key, config by query) for the instances a problem needs.
+/// Calls visit(element, launch by key, launch by query) for the instances a problem and its device
+/// need.
 template <class Visit>
 void with_instances(const Context& context, Visit&& visit) {
-  const char* shape = std::getenv("SM80_GRADIENT");
-  const int number = shape ? std::atoi(shape) : 0;
-  const auto by_width = [&]<class T>(T element) {
+  const auto by_width = [&]<class T, Shape kShape>(T element) {
     if (context.head_dim() == 128) {
-      if (number == 0) visit(element, GradientConfig<128, true, 2, 2>{}, GradientConfig<128, false, 2, 2>{});
-      if (number == 1) visit(element, GradientConfig<128, true, 1, 2>{}, GradientConfig<128, false, 1, 3>{});
+      visit(element, GradientLaunch<T, 128, true, kShape>{},
+            GradientLaunch<T, 128, false, kShape>{});
     } else {
-      visit(element, GradientConfig<64, true, 2, 3>{}, GradientConfig<64, false, 2, 4>{});
+      visit(element, GradientLaunch<T, 64, true, kShape>{}, GradientLaunch<T, 64, false, kShape>{});
     }
   };
-  context.dtype() == DType::f16 ? by_width(__half{}) : by_width(__nv_bfloat16{});
+  const auto by_shape = [&]<class T>(T element) {
+    choose_shape(context.shared_bytes) == Shape::large
+        ? by_width.template operator()<T, Shape::large>(element)
+        : by_width.template operator()<T, Shape::small>(element);
+  };
+  context.dtype() == DType::f16 ? by_shape(__half{}) : by_shape(__nv_bfloat16{});
 }
 
 /// What lies in the workspace.
@@ -47,8 +54,7 @@ Memory take(core::Arena& arena, const Context& context, const BackwardArgs& args
 template <class T>
 GradientParameters<T> common_parameters(const Context& context, const BackwardArgs& args,
                                         const Memory& memory, const TileMaskView& mask,
-                                        std::int64_t own_heads, const Side& own,
-                                        const Side& other) {
+                                        const Side& own, const Side& other) {
   GradientParameters<T> p;
   p.own = own;
   p.other = other;
@@ -62,8 +68,7 @@ GradientParameters<T> common_parameters(const Context& context, const BackwardAr
   p.mask_head = mask.head_stride * 2;
   p.mask_batch = mask.batch_stride * 2;
   p.other_fragments = fragments_of(other);
-  p.items = {fragments_of(own), static_cast<std::int32_t>(own_heads),
-             Divider(static_cast<std::uint32_t>(own.fragments_per_tile))};
+  p.per_tile = Divider(static_cast<std::uint32_t>(own.fragments_per_tile));
   p.query_heads = static_cast<std::int32_t>(context.heads());
   p.group = static_cast<std::int32_t>(context.group());
   return p;
@@ -73,9 +78,9 @@ template <class T>
 GradientParameters<T> parameters_by_key(const Context& context, const BackwardArgs& args,
                                         const Memory& memory) {
   const BackwardParts& parts = memory.parts;
-  GradientParameters<T> p = common_parameters<T>(
-      context, args, memory, parts.by_key, context.key_heads(),
-      with_lengths(context.key, args.lengths.key), with_lengths(context.query, args.lengths.query));
+  GradientParameters<T> p = common_parameters<T>(context, args, memory, parts.by_key,
+                                                 with_lengths(context.key, args.lengths.key),
+                                                 with_lengths(context.query, args.lengths.query));
   p.own_scores = head_rows("k", args.k);
   p.own_weights = head_rows("v", args.v);
   p.other_scores = head_rows("q", args.q);
@@ -87,7 +92,7 @@ GradientParameters<T> parameters_by_key(const Context& context, const BackwardAr
     p.coarse_weights = by_head<const float>(parts.dvc);
   }
   p.own_table = memory.keys;
-  p.own_table_batch = memory.key_batches > 1 ? p.items.fragments : 0;
+  p.own_table_batch = memory.key_batches > 1 ? fragments_of(context.key) : 0;
   p.other_table = parts.queries;
   p.other_table_head = p.query_fragments;
   p.other_table_batch = p.query_fragments * context.heads();
@@ -98,9 +103,9 @@ template <class T>
 GradientParameters<T> parameters_by_query(const Context& context, const BackwardArgs& args,
                                           const Memory& memory) {
   const BackwardParts& parts = memory.parts;
-  GradientParameters<T> p = common_parameters<T>(
-      context, args, memory, args.mask, context.heads(),
-      with_lengths(context.query, args.lengths.query), with_lengths(context.key, args.lengths.key));
+  GradientParameters<T> p = common_parameters<T>(context, args, memory, args.mask,
+                                                 with_lengths(context.query, args.lengths.query),
+                                                 with_lengths(context.key, args.lengths.key));
   p.own_scores = head_rows("q", args.q);
   p.own_weights = head_rows("dout", args.dout);
   p.other_scores = head_rows("k", args.k);
@@ -115,30 +120,13 @@ GradientParameters<T> parameters_by_query(const Context& context, const Backward
   return p;
 }
 
-template <class T, class Config>
-void launch(const GradientParameters<T>& parameters, std::int64_t batch, cudaStream_t stream) {
-  const std::int64_t blocks = std::int64_t{parameters.items.fragments} * parameters.items.heads *
-                              batch;
-  if (blocks == 0) return;
-  gradient_kernel<T, Config><<<static_cast<unsigned>(blocks), Config::kThreads,
-                               Config::kSharedBytes, stream>>>(parameters);
-  check(cudaGetLastError(), "backward");
-}
-
 }  // namespace
 
 void prepare_backward(const Context& context) {
   prepare_coarse_backward(context);
   with_instances(context, [&]<class T, class ByKey, class ByQuery>(T, ByKey, ByQuery) {
-    const auto allow = [](auto kernel, int bytes) {
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-            "cudaFuncSetAttribute");
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                                 cudaSharedmemCarveoutMaxShared),
-            "cudaFuncSetAttribute");
-    };
-    allow(gradient_kernel<T, ByKey>, ByKey::kSharedBytes);
-    allow(gradient_kernel<T, ByQuery>, ByQuery::kSharedBytes);
+    ByKey::prepare();
+    ByQuery::prepare();
   });
 }
 
@@ -161,8 +149,10 @@ void backward(const Context& context, const BackwardArgs& args, Workspace worksp
     begin_backward(context, args, memory.parts, stream);
     fill_fragment_table(with_lengths(context.key, args.lengths.key), memory.key_batches,
                         memory.keys, nullptr, 0, stream);
-    launch<T, ByKey>(by_key, context.batch(), stream);
-    launch<T, ByQuery>(by_query, context.batch(), stream);
+    const dim3 keys = item_blocks(fragments_of(context.key), context.key_heads(), context.batch());
+    const dim3 queries = item_blocks(fragments_of(context.query), context.heads(), context.batch());
+    if (keys.x > 0) ByKey::run(by_key, keys, stream);
+    if (queries.x > 0) ByQuery::run(by_query, queries, stream);
   });
 }
 

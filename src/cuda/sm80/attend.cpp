@@ -1,6 +1,8 @@
 #include "cuda/sm80/attend.hpp"
 
-#include <cstdlib>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include <string>
 #include <utility>
 
@@ -8,34 +10,26 @@
 #include "core/workspace.hpp"
 #include "cuda/common/attend_problem.hpp"
 #include "cuda/common/fragment_table.cuh"
-#include "cuda/sm80/attend_kernel.cuh"
+#include "cuda/sm80/attend_launch.hpp"
+#include "cuda/sm80/blocks.hpp"
+#include "cuda/sm80/shape.hpp"
 
 namespace vidsparse::cuda::sm80 {
 namespace {
 
-template <class T, class Visit>
-void with_shape(const Context& context, Visit&& visit) {
-  const char* shape = std::getenv("SM80_SHAPE");
-  const int number = shape ? std::atoi(shape) : 0;
-  if (context.head_dim() == 128) {
-    if (number == 0) visit(T{}, AttendConfig<128, 2, 1, 4>{});
-    if (number == 1) visit(T{}, AttendConfig<128, 2, 2, 3>{});
-    if (number == 2) visit(T{}, AttendConfig<128, 1, 1, 3>{});
-    if (number == 3) visit(T{}, AttendConfig<128, 1, 2, 3>{});
-  } else {
-    if (number == 0) visit(T{}, AttendConfig<64, 2, 2, 4>{});
-    else visit(T{}, AttendConfig<64, 1, 2, 4>{});
-  }
-}
-
-/// Calls visit(element, config) for the instance a problem needs.
+/// Calls visit(element, launch) for the instance a problem and its device need.
 template <class Visit>
 void with_instance(const Context& context, Visit&& visit) {
-  if (context.dtype() == DType::f16) {
-    with_shape<__half>(context, visit);
-  } else {
-    with_shape<__nv_bfloat16>(context, visit);
-  }
+  const auto by_width = [&]<class T, Shape kShape>(T element) {
+    context.head_dim() == 128 ? visit(element, AttendLaunch<T, 128, kShape>{})
+                              : visit(element, AttendLaunch<T, 64, kShape>{});
+  };
+  const auto by_shape = [&]<class T>(T element) {
+    choose_shape(context.shared_bytes) == Shape::large
+        ? by_width.template operator()<T, Shape::large>(element)
+        : by_width.template operator()<T, Shape::small>(element);
+  };
+  context.dtype() == DType::f16 ? by_shape(__half{}) : by_shape(__nv_bfloat16{});
 }
 
 KeyFragment* take_table(core::Arena& arena, const Context& context, const AttendArgs& args) {
@@ -46,18 +40,22 @@ KeyFragment* take_table(core::Arena& arena, const Context& context, const Attend
 }  // namespace
 
 Verdict can_attend(const Problem& problem, const TileLayout& query, const TileLayout& key) {
+  // The grid of a launch.
+  for (const auto& [name, count] :
+       {std::pair("heads_q", problem.heads_q), std::pair("batch", problem.batch)}) {
+    if (count > 65535) {
+      return Verdict::no(std::string(name) + ": expected at most 65535, got " +
+                         std::to_string(count));
+    }
+  }
   const std::int64_t parts = problem.tile.tokens() / kFragment;
   // Queries are walked too, by the backward.
   for (const auto& [name, layout] : {std::pair("query", &query), std::pair("key", &key)}) {
     const std::string side = name;
     const std::int64_t fragments = layout->tiles() * parts;
-    if (fragments > ListedFragment::kMaxFragments) {
+    if (fragments > kMaxFragments) {
       return Verdict::no(side + ": expected at most 2^29 fragments of 64 tokens, got " +
                          std::to_string(fragments));
-    }
-    if (problem.batch * problem.heads_q * fragments > INT32_MAX) {
-      return Verdict::no(side + ": expected fewer than 2^31 fragments of all heads, got " +
-                         std::to_string(problem.batch * problem.heads_q * fragments));
     }
     for (const Segment& segment : layout->sequence().segments()) {
       const auto* video = std::get_if<Video>(&segment);
@@ -72,15 +70,7 @@ Verdict can_attend(const Problem& problem, const TileLayout& query, const TileLa
 }
 
 void prepare_attend(const Context& context) {
-  with_instance(context, [&]<class T, class Config>(T, Config) {
-    check(cudaFuncSetAttribute(attend_kernel<T, Config>,
-                               cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kSharedBytes),
-          "cudaFuncSetAttribute");
-    check(cudaFuncSetAttribute(attend_kernel<T, Config>,
-                               cudaFuncAttributePreferredSharedMemoryCarveout,
-                               cudaSharedmemCarveoutMaxShared),
-          "cudaFuncSetAttribute");
-  });
+  with_instance(context, [&]<class T, class Launch>(T, Launch) { Launch::prepare(); });
 }
 
 std::size_t attend_bytes(const Context& context, const AttendArgs& args) {
@@ -93,23 +83,18 @@ void attend(const Context& context, const AttendArgs& args, Workspace workspace,
             cudaStream_t stream) {
   core::Arena arena(workspace.data);
   KeyFragment* table = take_table(arena, context, args);
-  with_instance(context, [&]<class T, class Config>(T, Config) {
+  with_instance(context, [&]<class T, class Launch>(T, Launch) {
     AttendParameters<T> parameters;
     static_cast<AttendProblem<T>&>(parameters) = make_attend_problem<T>(context, args, table);
-    const std::int64_t blocks =
-        std::int64_t{parameters.query_fragments} * context.heads() * context.batch();
-    if (blocks == 0) return;
+    const dim3 blocks = item_blocks(parameters.query_fragments, context.heads(), context.batch());
+    if (blocks.x == 0) return;
     require_aligned_rows(args);
     parameters.key = context.key;
-    parameters.items = {parameters.query_fragments, parameters.heads,
-                        parameters.fragments_per_tile};
     parameters.k = head_rows("k", args.k);
     parameters.v = head_rows("v", args.v);
     fill_fragment_table(with_lengths(context.key, args.lengths.key), table_batches(context, args),
                         table, nullptr, 0, stream);
-    attend_kernel<T, Config><<<static_cast<unsigned>(blocks), Config::kThreads,
-                               Config::kSharedBytes, stream>>>(parameters);
-    check(cudaGetLastError(), "attend");
+    Launch::run(parameters, blocks, stream);
   });
 }
 
