@@ -83,7 +83,7 @@ class Softmax {
   /// Natural log-sum-exp; -inf for a row without weight.
   __device__ float log_sum_exp(int r) const {
     constexpr float kLn2 = 0.693147180559945F;
-    return sum_[r] == 0 ? -INFINITY : fmaf(max_[r], scale_, log2f(sum_[r])) * kLn2;
+    return sum_[r] == 0 ? -INFINITY : fmaf(max_[r] * scale_, kLn2, logf(sum_[r]));
   }
   __device__ bool empty(int r) const { return sum_[r] == 0; }
 

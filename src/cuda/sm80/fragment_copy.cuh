@@ -4,6 +4,7 @@
 
 #include "cuda/common/geometry.cuh"
 #include "cuda/ptx/async_copy.cuh"
+#include "cuda/ptx/math.cuh"
 #include "cuda/ptx/special.cuh"
 #include "cuda/sm80/fragment_list.cuh"
 #include "cuda/sm80/products.cuh"
@@ -26,17 +27,27 @@ class FragmentCopy {
     const int lane = thread % 32;
     const int row = thread / kChunks;
     const int chunk = thread % kChunks;
-    const int low = fragment.valid >> lane & 1 ? offset_low_ : -1;
-    const int high = fragment.valid >> (lane + 32) & 1 ? offset_high_ : -1;
-    const char* from = rows + std::int64_t{fragment.first_token} * token_bytes + chunk * 16;
+    const char* from = ptx::advance(rows, fragment.first_token, token_bytes) + chunk * 16;
     to += row * RowBytes;
     const int column = (chunk ^ (row & 7)) * 16;
+    if (fragment.whole()) {
 #pragma unroll
+      for (int first = 0; first < 64; first += kRows) {
+        const int offset =
+            __shfl_sync(~0U, first < 32 ? offset_low_ : offset_high_, first % 32 + row);
+        ptx::copy_async_16(to + first * RowBytes + (column ^ (first & 7) * 16),
+                           ptx::advance(from, offset, token_bytes));
+      }
+      return;
+    }
+    const int low = fragment.valid >> lane & 1 ? offset_low_ : -1;
+    const int high = fragment.valid >> (lane + 32) & 1 ? offset_high_ : -1;
+#pragma unroll 2
     for (int first = 0; first < 64; first += kRows) {
       const int offset = __shfl_sync(~0U, first < 32 ? low : high, first % 32 + row);
       const bool valid = offset >= 0;
       ptx::copy_async_16(to + first * RowBytes + (column ^ (first & 7) * 16),
-                         from + std::int64_t{valid ? offset : 0} * token_bytes, valid);
+                         ptx::advance(from, valid ? offset : 0, token_bytes), valid);
     }
   }
 

@@ -23,6 +23,7 @@ struct alignas(16) ListedFragment {
             entry.z | static_cast<std::uint64_t>(entry.w) << 32};
   }
 
+  __device__ bool whole() const { return valid == ~std::uint64_t{0}; }
   __device__ int segment() const { return static_cast<int>(place & 7); }
   __device__ int number() const { return static_cast<int>(place >> 3); }
 };
