@@ -14,7 +14,8 @@ Verdict has_driver() {
   const auto text = [](int version) {
     return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
   };
-  const std::string expected = "expected a driver for CUDA " + text(CUDART_VERSION) + " or newer";
+  const std::string expected = "expected a driver for CUDA " + text(CUDART_VERSION) + " (" +
+                               (CUDART_VERSION >= 13000 ? "580" : "525") + " or newer)";
   int version = 0;
   if (cudaDriverGetVersion(&version) != cudaSuccess || version == 0) {
     cudaGetLastError();  // not left behind for the caller's own checks
