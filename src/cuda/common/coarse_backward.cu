@@ -5,6 +5,7 @@
 // products would not, and the stage is small.
 
 #include <algorithm>
+#include <type_traits>
 
 #include "cuda/common/backward.hpp"
 #include "cuda/ptx/async_copy.cuh"
@@ -26,6 +27,7 @@ struct CoarseParameters {
   float* dvc;
   int heads;
   int group;
+  int batch;
   float scale;
 };
 
@@ -253,17 +255,28 @@ class CoarsePass {
   Sums d_second_ = {};
 };
 
-template <class Config, bool kByKey>
+/// Blocks of key tiles, which have more to do, then blocks of query tiles; y: heads and batch
+/// entries.
+template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, 2)
-    coarse_backward_kernel(const __grid_constant__ CoarseParameters p, int batches) {
+    coarse_backward_kernel(const __grid_constant__ CoarseParameters p) {
   extern __shared__ __align__(16) std::byte memory[];
   auto& shared = *reinterpret_cast<typename Config::Shared*>(memory);
-  const int first = static_cast<int>(blockIdx.x) * Config::kRows;
-  const int heads = kByKey ? p.heads / p.group : p.heads;
-  for (int plane = static_cast<int>(blockIdx.y); plane < batches * heads;
-       plane += static_cast<int>(gridDim.y)) {
-    CoarsePass<Config, kByKey>(p, shared, plane / heads, plane % heads, first).run();
-    __syncthreads();
+  const auto walk = [&](auto by_key, int block, int heads) {
+    for (int plane = static_cast<int>(blockIdx.y); plane < p.batch * heads;
+         plane += static_cast<int>(gridDim.y)) {
+      CoarsePass<Config, decltype(by_key)::value>(p, shared, plane / heads, plane % heads,
+                                                  block * Config::kRows)
+          .run();
+      __syncthreads();
+    }
+  };
+  const int block = static_cast<int>(blockIdx.x);
+  const int key_blocks = (p.key.tiles + Config::kRows - 1) / Config::kRows;
+  if (block < key_blocks) {
+    walk(std::true_type{}, block, p.heads / p.group);
+  } else {
+    walk(std::false_type{}, block - key_blocks, p.heads);
   }
 }
 
@@ -276,12 +289,10 @@ void with_config(const Context& context, Visit&& visit) {
 
 void prepare_coarse_backward(const Context& context) {
   with_config(context, [&]<class Config>(Config) {
-    for (auto kernel :
-         {coarse_backward_kernel<Config, false>, coarse_backward_kernel<Config, true>}) {
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 sizeof(typename Config::Shared)),
-            "coarse backward");
-    }
+    check(cudaFuncSetAttribute(coarse_backward_kernel<Config>,
+                               cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               sizeof(typename Config::Shared)),
+          "coarse backward");
   });
 }
 
@@ -300,19 +311,17 @@ void coarse_backward(const Context& context, const BackwardArgs& args, const Bac
   p.dvc = static_cast<float*>(parts.dvc.data);
   p.heads = static_cast<int>(context.heads());
   p.group = static_cast<int>(context.group());
+  p.batch = static_cast<int>(context.batch());
   p.scale = static_cast<float>(context.scale(args.scale));
-  const int batches = static_cast<int>(context.batch());
   with_config(context, [&]<class Config>(Config) {
-    const auto launch = [&](auto kernel, int tiles, std::int64_t planes) {
-      if (tiles == 0) return;
-      const dim3 grid(static_cast<unsigned>((tiles + Config::kRows - 1) / Config::kRows),
-                      static_cast<unsigned>(std::min<std::int64_t>(planes, 65535)));
-      kernel<<<grid, Config::kThreads, sizeof(typename Config::Shared), stream>>>(p, batches);
-      check(cudaGetLastError(), "coarse backward");
-    };
-    launch(coarse_backward_kernel<Config, false>, p.query.tiles, context.batch() * context.heads());
-    launch(coarse_backward_kernel<Config, true>, p.key.tiles,
-           context.batch() * context.key_heads());
+    const auto blocks = [](int tiles) { return (tiles + Config::kRows - 1) / Config::kRows; };
+    const dim3 grid(
+        static_cast<unsigned>(blocks(p.key.tiles) + blocks(p.query.tiles)),
+        static_cast<unsigned>(std::min<std::int64_t>(context.batch() * context.heads(), 65535)));
+    if (grid.x == 0) return;
+    coarse_backward_kernel<Config>
+        <<<grid, Config::kThreads, sizeof(typename Config::Shared), stream>>>(p);
+    check(cudaGetLastError(), "coarse backward");
   });
 }
 

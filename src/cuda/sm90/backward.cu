@@ -33,7 +33,8 @@ void with_instances(const Context& context, Visit&& visit) {
   context.dtype() == DType::f16 ? by_width(__half{}) : by_width(__nv_bfloat16{});
 }
 
-constexpr std::int64_t kConsumers = BackwardConfig<128, true>::kConsumers;
+constexpr std::int64_t kKeyConsumers = BackwardConfig<128, true>::kConsumers;
+constexpr std::int64_t kQueryConsumers = BackwardConfig<128, false>::kConsumers;
 constexpr std::int32_t kPaceFragments = 128;
 constexpr std::int32_t kPaceSlack = 1;
 
@@ -59,7 +60,8 @@ Pass make_pass(const Context& context, bool by_key) {
   pass.other_fragments = other.tiles * other.fragments_per_tile;
   pass.heads = static_cast<std::int32_t>(by_key ? context.key_heads() : context.heads());
   pass.members = static_cast<std::int32_t>(by_key ? context.group() : 1);
-  pass.items_per_head = core::ceil_div(pass.own_fragments, kConsumers);
+  pass.items_per_head =
+      core::ceil_div(pass.own_fragments, by_key ? kKeyConsumers : kQueryConsumers);
   pass.items = pass.items_per_head * pass.heads * context.batch();
   pass.blocks = std::min<std::int64_t>(pass.items, context.multiprocessors);
   // Two tensors of a head of the other side, two bytes an element.
@@ -133,6 +135,9 @@ BackwardParameters<T> parameters_by_key(const Context& context, const BackwardAr
   p.d_weights = by_token<T>(args.dv);
   p.coarse_scores = static_cast<const float*>(parts.dkc.data);
   p.coarse_weights = static_cast<const float*>(parts.dvc.data);
+  p.no_scores = p.scale_log2 == 0;
+  if (p.no_scores) p.scale_log2 = 1;
+  p.norm_factor = -1 / p.scale_log2;
   set_mask(p, parts.by_key);
   p.table = parts.queries;
   p.table_head = pass.other_fragments;

@@ -19,18 +19,19 @@ template <int HeadDim, bool ByKey>
 struct BackwardConfig {
   static constexpr int kHeadDim = HeadDim;
   static constexpr bool kByKey = ByKey;
-  static constexpr int kConsumers = 2;
+  static constexpr int kConsumers = ByKey ? 2 : 3;
   static constexpr int kThreads = (kConsumers + 1) * 128;
   static constexpr int kWarps = kConsumers * 4;
 
-  // A launch of 384 threads has 168 registers each: 128 x (2 x 224 + 56) of them in all.
-  static constexpr int kConsumerRegisters = 224;
-  static constexpr int kProducerRegisters = 56;
+  // A launch of 384 threads has 168 registers each, 128 x (2 x 224 + 56) of them in all; one of 512
+  // has 128, which makes 128 x (3 x 160 + 32).
+  static constexpr int kConsumerRegisters = ByKey ? 224 : 160;
+  static constexpr int kProducerRegisters = ByKey ? 56 : 32;
 
   static constexpr int kFragmentBytes = 64 * HeadDim * 2;
   static constexpr int kRowBytes = ByKey ? 2 * 64 * 4 : 0;
-  static constexpr int kKeySlots = (ByKey ? 4 : 5) * 128 / HeadDim;
-  static constexpr int kValueSlots = 5 * 128 / HeadDim;
+  static constexpr int kKeySlots = 4 * 128 / HeadDim;
+  static constexpr int kValueSlots = (ByKey ? 5 : 4) * 128 / HeadDim;
   static constexpr int kQueue = 16;
   static constexpr int kRanks = 64;
   static constexpr int kOrders = 32;

@@ -2,8 +2,8 @@
 
 #include <cstdint>
 
-#include "cuda/common/backward_epilogue.cuh"
 #include "cuda/common/row_words.cuh"
+#include "cuda/ptx/async_copy.cuh"
 #include "cuda/ptx/math.cuh"
 #include "cuda/ptx/mbarrier.cuh"
 #include "cuda/ptx/shared_word.cuh"
@@ -56,10 +56,7 @@ class BackwardConsumer {
         }
       }
       if (lane_ == 0) ptx::mbarrier_arrive(address_ + Config::kCredit + 8 * (wave & 1));
-      // Worked out again, for there are no registers to keep it in.
-      int again = index;
-      asm volatile("" : "+r"(again));
-      const Own own(p_, again, index_);
+      const Own own(p_, worked_out_here(index), index_);
       if (own.exists) store(own, d_scores, d_weights);
     }
   }
@@ -89,56 +86,74 @@ class BackwardConsumer {
   template <int Size>
   __device__ void add(std::uint32_t command, int batch, float (&d_scores)[kD / 2],
                       float (&d_weights)[Size]) {
-    float weights[32];
-    float d_pairs[32];
-    Words weight_words;
-    Words score_words;
+    float pairs[32];    // scores, then weights
+    float d_pairs[32];  // gradients of weights, then of scores
+    Words words;
+    Words d_words;
     ptx::mbarrier_wait(address_ + Config::kFullV + 8 * Command::value_slot(command),
                        Command::value_parity(command));
     ptx::mbarrier_wait(address_ + Config::kFullK + 8 * Command::key_slot(command),
                        Command::key_parity(command));
-    const bool partial = command & Command::kPartial;
-    if (partial) clear_pads(command, batch);
-    const std::uint64_t keys = keys_ + slot_offset(Command::key_slot(command));
-    const std::uint64_t values = values_ + slot_offset(Command::value_slot(command));
-    multiply_own(own_, values, weights);
+    if (command & Command::kPartial) clear_pads(command, batch);
+    const std::uint64_t keys = slot_of(keys_, Command::key_slot(command));
+    const std::uint64_t values = slot_of(values_, Command::value_slot(command));
+    if constexpr (kByKey) begin_pairs(command, pairs, d_pairs);
+    multiply_own(own_, values, pairs);
     multiply_own(own_ + Config::kFragmentBytes / 16, keys, d_pairs);
     ptx::wgmma_wait<1>();
-    ptx::wgmma_pin(weights);
-    weigh(command, weights);
+    ptx::wgmma_pin(pairs);
+    weigh(command, batch, pairs);
+    ptx::wgmma_pin(pairs);  // weights are worked out before anything is waited for
     if constexpr (kByKey) {
-      if (partial) mask(command, batch, weights);
-      convert(weights, weight_words);
-      multiply_words(weight_words, keys, d_weights);
+      convert(pairs, words);
+      multiply_words(words, keys, d_weights);
       ptx::wgmma_wait<1>();
     } else {
       ptx::wgmma_wait<0>();
     }
     ptx::wgmma_pin(d_pairs);
     if constexpr (!kByKey) release(Config::kEmptyK, Command::key_slot(command));
-    differentiate(command, weights, d_pairs);
-    if (partial) mask(command, batch, d_pairs);
-    convert(d_pairs, score_words);
-    multiply_words(score_words, values, d_scores);
+    differentiate(command, batch, pairs, d_pairs);
+    convert(d_pairs, d_words);
+    multiply_words(d_words, values, d_scores);
     ptx::wgmma_wait<0>();
     ptx::wgmma_pin(d_scores);
-    ptx::wgmma_pin(score_words);
+    ptx::wgmma_pin(d_words);
     if constexpr (kByKey) {
       ptx::wgmma_pin(d_weights);
-      ptx::wgmma_pin(weight_words);
+      ptx::wgmma_pin(words);
       release(Config::kEmptyK, Command::key_slot(command));
     }
     release(Config::kEmptyV, Command::value_slot(command));
   }
 
-  /// Own rows times the transposed rows of a slot.
+  /// By key lse and delta belong to columns, sixteen of them a thread: what is to be subtracted
+  /// from scores and gradients of weights is where their sums begin, read while nothing waits for
+  /// it.
+  __device__ void begin_pairs(std::uint32_t command, float (&pairs)[32],
+                              float (&d_pairs)[32]) const {
+    const auto* rows = reinterpret_cast<const float2*>(row_slot(command)) + lane_ % 4;
+#pragma unroll
+    for (int block = 0; block < 8; ++block) {
+      const float2 norm = rows[block * 4];
+      pairs[4 * block] = pairs[4 * block + 2] = norm.x * p_.norm_factor;
+      pairs[4 * block + 1] = pairs[4 * block + 3] = norm.y * p_.norm_factor;
+      const float2 delta = rows[32 + block * 4];
+      d_pairs[4 * block] = d_pairs[4 * block + 2] = -delta.x;
+      d_pairs[4 * block + 1] = d_pairs[4 * block + 3] = -delta.y;
+    }
+    ptx::wgmma_pin(pairs);
+    ptx::wgmma_pin(d_pairs);
+  }
+
+  /// Own rows times the transposed rows of a slot; by key added to what `pairs` begin with.
   __device__ static void multiply_own(std::uint64_t own, std::uint64_t slot, float (&pairs)[32]) {
     ptx::wgmma_arrive();
 #pragma unroll
     for (int k = 0; k < kD / 16; ++k) {
       // 16 columns are 32 bytes of a row; the next 64 are 64 rows of 128 bytes further.
       const std::uint64_t depth = k / 4 * (8192 / 16) + k % 4 * 2;
-      ptx::wgmma<T, false, false>(pairs, own + depth, slot + depth, k > 0);
+      ptx::wgmma<T, false, false>(pairs, own + depth, slot + depth, kByKey || k > 0);
     }
     ptx::wgmma_commit();
   }
@@ -161,46 +176,23 @@ class BackwardConsumer {
   }
 
   /// Scores to weights.
-  __device__ void weigh(std::uint32_t command, float (&pairs)[32]) const {
+  __device__ void weigh(std::uint32_t command, int batch, float (&pairs)[32]) const {
 #pragma unroll
-    for (int block = 0; block < 8; ++block) {
-      float norm[4];
-      of_rows(command, 0, block, norm_, norm);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        pairs[4 * block + i] =
-            ptx::exp2_approximate(fmaf(pairs[4 * block + i], p_.scale_log2, -norm[i]));
-      }
+    for (int i = 0; i < 32; ++i) {
+      pairs[i] = ptx::exp2_approximate(kByKey ? pairs[i] * p_.scale_log2
+                                              : fmaf(pairs[i], p_.scale_log2, -norm_[i / 2 % 2]));
     }
+    if (kByKey && (command & Command::kPartial)) mask(command, batch, pairs);
   }
 
   /// Gradients of weights to those of scores.
-  __device__ void differentiate(std::uint32_t command, const float (&weights)[32],
+  __device__ void differentiate(std::uint32_t command, int batch, const float (&weights)[32],
                                 float (&pairs)[32]) const {
 #pragma unroll
-    for (int block = 0; block < 8; ++block) {
-      float delta[4];
-      of_rows(command, 1, block, delta_, delta);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        pairs[4 * block + i] = weights[4 * block + i] * (pairs[4 * block + i] - delta[i]);
-      }
+    for (int i = 0; i < 32; ++i) {
+      pairs[i] = weights[i] * (kByKey ? pairs[i] : pairs[i] - delta_[i / 2 % 2]);
     }
-  }
-
-  /// A number of each query (which: 0 its norm, 1 delta) for the four pairs of a block of eight
-  /// columns that a thread holds: two columns in two rows.
-  __device__ void of_rows(std::uint32_t command, int which, int block, const float (&own)[2],
-                          float (&values)[4]) const {
-    if constexpr (kByKey) {
-      const float2 two =
-          reinterpret_cast<const float2*>(row_slot(command))[which * 32 + block * 4 + lane_ % 4];
-      values[0] = values[2] = two.x;
-      values[1] = values[3] = two.y;
-    } else {
-      values[0] = values[1] = own[0];
-      values[2] = values[3] = own[1];
-    }
+    if (command & Command::kPartial) mask(command, batch, pairs);
   }
 
   /// Pairs with a slot that gives nothing become 0, whatever they are.
@@ -245,7 +237,8 @@ class BackwardConsumer {
   }
 
   __device__ void clear(int slot, std::uint64_t foul) const {
-    for (int i = warp_ * 32 + lane_; i < kD; i += 128) {  // a 128-byte row of a half each
+    for (int i = worked_out_here(warp_ * 32 + lane_); i < kD;
+         i += 128) {  // a 128-byte row of a half each
       if ((foul >> (i % 64) & 1) == 0) continue;
       auto* row = reinterpret_cast<uint4*>(shared_ + slot + i * 128);
 #pragma unroll
@@ -253,70 +246,110 @@ class BackwardConsumer {
     }
   }
 
-  /// The own rows of both tensors as operands in shared memory. Rows without a token are zero.
+  /// The own rows of both tensors as operands in shared memory, 16-byte chunks swizzled. Rows
+  /// without a token are zero. In few instructions, for they are fetched once an item.
   __device__ void load_own(const Own& own) {
     ptx::barrier_sync(1 + index_, 128);  // all warps are done with the former item's rows
-    char* to = shared_ + Config::kOwn + 2 * index_ * Config::kFragmentBytes;
-    load_rows(to, p_.own_scores, own);
-    load_rows(to + Config::kFragmentBytes, p_.own_weights, own);
-    ptx::fence_proxy_async();
-    ptx::barrier_sync(1 + index_, 128);
+    constexpr int kChunks = kD / 8;      // of a row
+    const int lane = worked_out_here(lane_);
+    const int chunk = lane % kChunks;
+#pragma unroll 1
+    for (int i = 0; i < 64 * kChunks / 128; ++i) {
+      const int slot = (i * 128 + warp_ * 32 + lane) / kChunks;
+      const int token = own.exists ? own.rows.token(slot) : -1;
+      const std::uint32_t to = address_ + Config::kOwn + 2 * index_ * Config::kFragmentBytes +
+                               chunk / 8 * 8192 + slot * 128 + ((chunk % 8) ^ (slot % 8)) * 16;
+#pragma unroll
+      for (int which = 0; which < 2; ++which) {
+        const Tensor<const T>& tensor = which == 0 ? p_.own_scores : p_.own_weights;
+        const bool there = token >= 0 && !(which == 0 && p_.no_scores);
+        const T* row = tensor.row(own.item.batch, max(token, 0), own.item.head);
+        ptx::copy_async_16(to + which * Config::kFragmentBytes, row + chunk * 8, there);
+      }
+    }
     if constexpr (!kByKey) {
-      const float* rows = p_.rows + ((std::int64_t{own.item.batch} * p_.heads + own.item.head) *
-                                         p_.query_fragments +
-                                     own.fragment) *
-                                        (2 * kFragment);
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        norm_[r] = rows[row_ + 8 * r];
-        delta_[r] = rows[kFragment + row_ + 8 * r];
+        const float* rows = norms_of(own) + row_ + 8 * r;
+        norm_[r] = rows[0];
+        delta_[r] = rows[kFragment];
       }
     }
+    ptx::wait_copies();
+    ptx::fence_proxy_async();
+    ptx::barrier_sync(1 + index_, 128);
   }
 
-  __device__ void load_rows(char* to, const Tensor<const T>& tensor, const Own& own) const {
-    constexpr int kChunks = kD / 8;  // of a row
-    constexpr int kSteps = 64 * kChunks / 128;
-    const int chunk = lane_ % kChunks;
-    uint4 eights[kSteps];
-#pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      const int token = own.exists ? own.rows.token((i * 128 + warp_ * 32 + lane_) / kChunks) : -1;
-      eights[i] = make_uint4(0, 0, 0, 0);
-      if (token >= 0) {
-        eights[i] =
-            __ldg(reinterpret_cast<const uint4*>(tensor.row(own.item.batch, token, own.item.head)) +
-                  chunk);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      const int slot = (i * 128 + warp_ * 32 + lane_) / kChunks;
-      *reinterpret_cast<uint4*>(to + chunk / 8 * 8192 + slot * 128 +
-                                ((chunk % 8) ^ (slot % 8)) * 16) = eights[i];
-    }
+  /// By query: lse, then delta, of the own fragment's slots.
+  __device__ const float* norms_of(const Own& own) const {
+    const std::int64_t plane = std::int64_t{own.item.batch} * p_.heads + own.item.head;
+    return p_.rows + (plane * p_.query_fragments + own.fragment) * (2 * kFragment);
   }
 
   template <int Size>
   __device__ void store(const Own& own, const float (&d_scores)[kD / 2],
                         const float (&d_weights)[Size]) const {
-    GradientRows rows = GradientRows::of(p_.own, own.rows, row_);
-    if constexpr (!kByKey) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) rows.has_fine[r] = !isinf(norm_[r]);
-    }
+    ptx::barrier_sync(1 + index_, 128);  // all warps' products have read the own rows
+    store_rows(own, p_.d_scores, p_.coarse_scores, p_.scale, d_scores);
+    if constexpr (kByKey) store_rows(own, p_.d_weights, p_.coarse_weights, 1, d_weights);
+  }
+
+  /// Writes this warp's 16 rows of a gradient: sums times `factor`, plus the tile's row of the
+  /// pooled branch's gradient, rounded once; pads become 0. They pass through shared memory where
+  /// the own rows were, so that a lane has eight neighbouring elements, in few instructions.
+  __device__ void store_rows(const Own& own, const Tensor<T>& to, const float* coarse, float factor,
+                             const float (&sums)[kD / 2]) const {
+    constexpr int kLanes = kD / 8;  // of a row
+    const int lane = worked_out_here(lane_);
     const Item& item = own.item;
-    const std::int64_t tile =
-        (std::int64_t{item.batch} * p_.heads + item.head) * p_.own.tiles + own.tile;
-    const auto coarse = [&](const float* tensor) {
-      return tensor == nullptr ? nullptr : tensor + tile * kD;
-    };
-    store_gradient<T, kD>(p_.d_scores, item.batch, item.head, rows, lane_ % 4, p_.scale,
-                          coarse(p_.coarse_scores), d_scores);
-    if constexpr (kByKey) {
-      store_gradient<T, kD>(p_.d_weights, item.batch, item.head, rows, lane_ % 4, 1,
-                            coarse(p_.coarse_weights), d_weights);
+    auto* staged = reinterpret_cast<float*>(
+        shared_ + Config::kOwn + 2 * index_ * Config::kFragmentBytes + warp_ * 16 * kD * 4);
+#pragma unroll
+    for (int block = 0; block < kD / 8; ++block) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int row = lane / 4 + 8 * r;
+        *reinterpret_cast<float2*>(staged + row * kD + (block ^ (row % 8)) * 8 + lane % 4 * 2) =
+            make_float2(sums[4 * block + 2 * r], sums[4 * block + 2 * r + 1]);
+      }
     }
+    __syncwarp();
+    if (coarse != nullptr) {
+      const std::int64_t plane = std::int64_t{item.batch} * p_.heads + item.head;
+      coarse += (plane * p_.own.tiles + own.tile) * kD + lane % kLanes * 8;
+    }
+#pragma unroll 1
+    for (int row = lane / kLanes; row < 16; row += 32 / kLanes) {
+      const int slot = warp_ * 16 + row;
+      const int valid = own.rows.token(slot);
+      const int token = valid >= 0 ? valid : p_.own.pad_token(own.rows, slot);
+      if (token < 0) continue;
+      const float* from = staged + row * kD + (lane % kLanes ^ (row % 8)) * 8;
+      float values[8] = {};
+      // Rows without weight have no fine gradient, whatever they met.
+      if (kByKey || !isinf(norms_of(own)[slot])) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) values[i] = from[i] * factor;
+      }
+      if (coarse != nullptr) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) values[i] += coarse[i];
+      }
+      uint4 eight = make_uint4(0, 0, 0, 0);
+      if (valid >= 0) {
+        eight = make_uint4(pack<T>(values[0], values[1]), pack<T>(values[2], values[3]),
+                           pack<T>(values[4], values[5]), pack<T>(values[6], values[7]));
+      }
+      reinterpret_cast<uint4*>(to.row(item.batch, token, item.head))[lane % kLanes] = eight;
+    }
+    __syncwarp();
+  }
+
+  /// A number that what follows from it cannot be worked out before: addresses that are needed once
+  /// an item would otherwise take registers, or memory, all the time.
+  __device__ static int worked_out_here(int number) {
+    asm volatile("" : "+r"(number));
+    return number;
   }
 
   __device__ std::uint32_t pop() {
@@ -328,9 +361,9 @@ class BackwardConsumer {
     ++popped_;
     return command;
   }
-  /// The next command, or 0 if it is not there yet.
+  /// The next command, or 0 if it is not there yet. What it tells of is guarded by barriers.
   __device__ std::uint32_t peek() const {
-    const std::uint32_t command = ptx::load_acquire(queue_ + 4 * (popped_ % Config::kQueue));
+    const std::uint32_t command = ptx::load_relaxed(queue_ + 4 * (popped_ % Config::kQueue));
     const bool there = (command & (3U << 30)) == Command::lap(popped_, Config::kQueue);
     return __shfl_sync(~0U, there ? command : 0, 0);
   }
@@ -340,9 +373,9 @@ class BackwardConsumer {
   __device__ const char* row_slot(std::uint32_t command) const {
     return shared_ + Config::kRowSlots + Command::key_slot(command) * Config::kRowBytes;
   }
-  /// In descriptors, which count 16 bytes.
-  __device__ static std::uint64_t slot_offset(std::uint32_t slot) {
-    return std::uint64_t{slot} * (Config::kFragmentBytes / 16);
+  /// The descriptor of a slot, given that of slot 0; they count 16 bytes.
+  __device__ static std::uint64_t slot_of(std::uint64_t first, std::uint32_t slot) {
+    return first + std::uint64_t{slot} * (Config::kFragmentBytes / 16);
   }
 
   const BackwardParameters<T>& p_;

@@ -27,7 +27,9 @@ struct BackwardParameters {
   const float* coarse_weights = nullptr;  ///< dvc
   const float* rows = nullptr;  ///< lse and delta, [B, H, query fragments, 2, 64]: backward.hpp
   float scale = 0;
-  float scale_log2 = 0;  ///< scale * log2(e)
+  float scale_log2 = 0;    ///< scale * log2(e); by key never 0
+  float norm_factor = 0;   ///< by key: -1 / scale_log2
+  bool no_scores = false;  ///< by key: the scale is 0, as if own_scores were
 
   const std::uint32_t* mask = nullptr;  ///< row per own tile; 32-bit halves of the bitmap's words
   std::int64_t mask_row = 0;            ///< strides in such halves
