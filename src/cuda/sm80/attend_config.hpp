@@ -24,7 +24,7 @@ struct AttendConfig {
   static constexpr int kBlocks = Blocks;  ///< of a multiprocessor, what registers are limited for
   static constexpr bool kQueryInRegisters = RowTiles == 1;
   static constexpr int kKeySlots = KeySlots;
-  static constexpr int kListed = 64;
+  static constexpr int kListed = 32;
 
   static constexpr int kRowBytes = HeadDim * 2;
   static constexpr int kFragmentBytes = 64 * kRowBytes;

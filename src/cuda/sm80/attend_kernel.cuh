@@ -83,16 +83,14 @@ class AttendBlock {
         more = start_keys(keys, slot, fragment);
       }
       Scores scores[kRowTiles];
-      Weights weights[kRowTiles];
+      PackedWeights<kRowTiles> weights;
       multiply_transposed<T, kD>(scores, load_rows, at);
+      weigh(valid, softmax, scores, output);
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m) {
-        if (~valid != 0) mask_scores(valid, lane_, scores[m]);
-        softmax[m].weigh(scores[m]);
-        softmax[m].rescale(output[m]);
 #pragma unroll
         for (int i = 0; i < 16; ++i) {
-          weights[m][i] = pack<T>(scores[m][2 * i], scores[m][2 * i + 1]);
+          weights.words[m][i] = pack<T>(scores[m][2 * i], scores[m][2 * i + 1]);
         }
       }
       ptx::wait_copy_groups<Config::kKeySlots - 1>();
@@ -115,7 +113,30 @@ class AttendBlock {
   // Accumulators of 16 rows, as products.cuh has them.
   using Scores = float[32];
   using Output = float[kD / 2];
-  using Weights = std::uint32_t[16];
+
+  /// Scores become weights, all row tiles together: their dependent steps hide each other.
+  __device__ void weigh(std::uint64_t valid, Softmax (&softmax)[2], Scores (&scores)[kRowTiles],
+                        Output (&output)[kRowTiles]) {
+    if (~valid != 0) {
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m) mask_scores(valid, lane_, scores[m]);
+    }
+    float most[kRowTiles][2];
+    bool outgrown = false;
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) Softmax::find_most(scores[m], most[m]);
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) outgrown = outgrown || softmax[m].outgrown(most[m]);
+    if (__any_sync(~0U, outgrown)) {
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m) {
+        softmax[m].grow(most[m]);
+        softmax[m].rescale_always(output[m]);
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) softmax[m].exponentiate(scores[m]);
+  }
 
   /// The query rows as the first product's factor. Rows without a token are zero.
   __device__ void load_query(const Fragment& rows, const Item& item) {

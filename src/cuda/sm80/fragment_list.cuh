@@ -60,12 +60,14 @@ class FragmentList {
   }
 
  private:
+  static_assert(Capacity >= 32);  // what one look may find
+
   /// Every warp looks, so that each knows how far the list goes; the first one writes.
   __device__ bool refill(const ListSource& source) {
     const int lane = ptx::lane_index();
     __syncthreads();  // all have read the former list
     at_ = count_ = 0;
-    while (scanned_ < fragments_ && count_ <= Capacity - 32) {
+    while (scanned_ < fragments_) {
       const int number = scanned_ + lane;
       const int tile = per_tile_.quotient(number);
       const bool named =
@@ -74,6 +76,7 @@ class FragmentList {
       if (named) entry = __ldg(reinterpret_cast<const uint4*>(source.table + number));
       const bool listed = (entry.z | entry.w) != 0;
       const std::uint32_t all = __ballot_sync(~0U, listed);
+      if (count_ + __popc(all) > Capacity) break;
       if (listed && threadIdx.x < 32) {
         listed_[count_ + __popc(all & ((1U << lane) - 1))] =
             ListedFragment::of(side_, number, entry);

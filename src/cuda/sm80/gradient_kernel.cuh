@@ -6,6 +6,7 @@
 #include "cuda/common/row_words.cuh"
 #include "cuda/ptx/async_copy.cuh"
 #include "cuda/ptx/math.cuh"
+#include "cuda/ptx/warpgroup.cuh"
 #include "cuda/sm80/fragment_copy.cuh"
 #include "cuda/sm80/fragment_list.cuh"
 #include "cuda/sm80/gradient_config.hpp"
@@ -24,23 +25,36 @@ class GradientBlock {
  public:
   static constexpr int kD = Config::kHeadDim;
   static constexpr int kRowBytes = Config::kRowBytes;
+  static constexpr int kRowTiles = Config::kRowTiles;
+  static constexpr int kColumnWarps = Config::kColumnWarps;
+  static constexpr int kColumns = 64 / kColumnWarps;  ///< of the scores, a warp
 
   __device__ GradientBlock(const GradientParameters<T>& parameters, char* shared)
       : p_(parameters),
         shared_(shared),
         address_(ptx::shared_address(shared)),
         own_(address_ + Config::kOwn + first_slot() * kRowBytes + first_row<kRowBytes>(lane_)),
-        columns_(address_ + Config::kOther + first_column<kRowBytes>(lane_)),
-        rows_(address_ + Config::kOther + first_row<kRowBytes>(lane_)),
+        columns_(address_ + Config::kOther + column_warp() * kColumns * kRowBytes +
+                 first_column<kRowBytes>(lane_)),
+        rows_((address_ + Config::kOther + first_row<kRowBytes>(lane_)) ^
+              column_warp() * (kD / kColumnWarps * 2)),
         list_(p_.other, p_.per_tile, p_.other_fragments, shared + Config::kList),
         copy_(p_.other) {}
 
   __device__ void run() {
 #pragma unroll
-    for (float& value : d_scores_[0]) value = 0;
-    if constexpr (Config::kByKey) {
+    for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
-      for (float& value : d_weights_[0]) value = 0;
+      for (float& value : d_scores_[m]) value = 0;
+      if constexpr (Config::kByKey) {
+#pragma unroll
+        for (float& value : d_weights_[m]) value = 0;
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 2 * kRowTiles; ++r) {
+      norm_[r] = INFINITY;
+      delta_[r] = 0;
     }
     if (start_own()) {
       const int members = Config::kByKey ? p_.group : 1;
@@ -51,11 +65,13 @@ class GradientBlock {
   }
 
  private:
-  using Scores = float[1][32];
-  using Sums = float[1][kD / 2];  ///< of 16 rows
-  using Weights = std::uint32_t[1][16];
+  using Scores = float[kRowTiles][kColumns / 2];
+  using Sums = float[kRowTiles][kD / kColumnWarps / 2];
 
-  __device__ int first_slot() const { return static_cast<int>(threadIdx.x) / 32 * 16; }
+  __device__ static int first_slot() {
+    return static_cast<int>(threadIdx.x) / (32 * kColumnWarps) * (16 * kRowTiles);
+  }
+  __device__ static int column_warp() { return static_cast<int>(threadIdx.x) / 32 % kColumnWarps; }
 
   /// Starts the copies of the own fragment; false if it has no valid slot.
   __device__ bool start_own() {
@@ -74,7 +90,7 @@ class GradientBlock {
     if constexpr (!Config::kByKey) {
       const float* norms = norms_of(item.batch, item.head, item.fragment);
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
+      for (int r = 0; r < 2 * kRowTiles; ++r) {
         const int slot = first_slot() + lane_ / 4 + 8 * r;
         norm_[r] = without_weight_infinite(norms[slot]);
         delta_[r] = norms[kFragment + slot];
@@ -149,77 +165,124 @@ class GradientBlock {
   /// One fragment's share, from the stage at `offset`.
   __device__ void add(int offset, std::uint64_t valid) {
     const auto own = [this](int which) {
-      return [this, which](int k, int, std::uint32_t(&rows)[4]) {
-        ptx::load_matrices(rows, (own_ ^ k * 32) + which * Config::kFragmentBytes);
+      return [this, which](int k, int m, std::uint32_t(&rows)[4]) {
+        ptx::load_matrices(rows,
+                           (own_ ^ k * 32) + which * Config::kFragmentBytes + m * 16 * kRowBytes);
       };
     };
-    Scores weights;  // p
-    multiply_transposed<T, kD>(weights, own(0), columns_ + offset);
     const float* norms =
         reinterpret_cast<const float*>(shared_ + Config::kOther + offset + Config::kNorms) +
-        lane_ % 4 * 2;
-#pragma unroll
-    for (int i = 0; i < 32; i += 2) {
-      float2 norm = {norm_[i / 2 % 2], norm_[i / 2 % 2]};
+        column_warp() * kColumns + lane_ % 4 * 2;
+    Scores weights;  // p
+    multiply_transposed<T, kD>(weights, own(0), columns_ + offset);
+    each_pair([&](int m, int i) {
+      float2 norm = {norm_[2 * m + i / 2 % 2], norm_[2 * m + i / 2 % 2]};
       if constexpr (Config::kByKey) {
         norm = *reinterpret_cast<const float2*>(norms + i / 4 * 8);
         norm = {without_weight_infinite(norm.x), without_weight_infinite(norm.y)};
       }
-      weights[0][i] = ptx::exp2_approximate(fmaf(weights[0][i], p_.scale_log2, -norm.x));
-      weights[0][i + 1] = ptx::exp2_approximate(fmaf(weights[0][i + 1], p_.scale_log2, -norm.y));
-    }
+      float(&p)[kColumns / 2] = weights[m];
+      p[i] = ptx::exp2_approximate(fmaf(p[i], p_.scale_log2, -norm.x));
+      p[i + 1] = ptx::exp2_approximate(fmaf(p[i + 1], p_.scale_log2, -norm.y));
+    });
     if constexpr (!Config::kByKey) {
       // A pad's score is 0, and its weight may be infinite.
-      if (~valid != 0) clear_pads(valid, weights[0]);
+      if (~valid != 0) clear_pads(valid, weights);
     }
-    Weights packed;
+    PackedWeights<kRowTiles> packed;
     if constexpr (Config::kByKey) {
-      pack_pairs(weights, packed);
-      multiply_added<T, kD>(d_weights_, packed, rows_ + offset + Config::kFragmentBytes);
+      hand_over(weights, packed, Config::kWeights);
+      if constexpr (kColumnWarps == 1) add_weighted(packed, offset);
     }
     Scores d_scores;
     multiply_transposed<T, kD>(d_scores, own(1), columns_ + offset + Config::kFragmentBytes);
-#pragma unroll
-    for (int i = 0; i < 32; i += 2) {
-      float2 delta = {delta_[i / 2 % 2], delta_[i / 2 % 2]};
+    each_pair([&](int m, int i) {
+      float2 delta = {delta_[2 * m + i / 2 % 2], delta_[2 * m + i / 2 % 2]};
       if constexpr (Config::kByKey) {
         delta = *reinterpret_cast<const float2*>(norms + kFragment + i / 4 * 8);
       }
-      d_scores[0][i] = weights[0][i] * (d_scores[0][i] - delta.x);
-      d_scores[0][i + 1] = weights[0][i + 1] * (d_scores[0][i + 1] - delta.y);
+      d_scores[m][i] = weights[m][i] * (d_scores[m][i] - delta.x);
+      d_scores[m][i + 1] = weights[m][i + 1] * (d_scores[m][i + 1] - delta.y);
+    });
+    hand_over(d_scores, packed, Config::kScoreGradients);
+    if constexpr (kColumnWarps == 1) {
+      multiply_added<T, kD>(d_scores_, packed, rows_ + offset);
+    } else {
+      // The two warps of the same rows; the next stage's barrier keeps what they read.
+      ptx::barrier_sync(1 + first_slot() / (16 * kRowTiles), 64);
+      if constexpr (Config::kByKey) add_weighted(exchanged(Config::kWeights), offset);
+      multiply_added<T, kD>(d_scores_, exchanged(Config::kScoreGradients), rows_ + offset);
     }
-    pack_pairs(d_scores, packed);
-    multiply_added<T, kD>(d_scores_, packed, rows_ + offset);
   }
 
-  __device__ void clear_pads(std::uint64_t valid, float (&weights)[32]) const {
-    valid >>= lane_ % 4 * 2;
+  template <class Visit>
+  __device__ static void each_pair(Visit&& visit) {
 #pragma unroll
-    for (int i = 0; i < 32; ++i) {
-      if ((valid >> (i / 4 * 8 + i % 2) & 1) == 0) weights[i] = 0;
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int i = 0; i < kColumns / 2; i += 2) visit(m, i);
     }
   }
 
-  __device__ static void pack_pairs(const Scores& values, Weights& words) {
-#pragma unroll
-    for (int i = 0; i < 16; ++i) words[0][i] = pack<T>(values[0][2 * i], values[0][2 * i + 1]);
+  template <class Load>
+  __device__ void add_weighted(const Load& weights, int offset) {
+    multiply_added<T, kD>(d_weights_, weights, rows_ + offset + Config::kFragmentBytes);
+  }
+
+  /// Makes accumulators a product's factor: in registers, or for two warps in shared memory.
+  __device__ void hand_over(const Scores& values, PackedWeights<kRowTiles>& packed, int to) {
+    each_pair([&](int m, int i) {
+      const std::uint32_t word = pack<T>(values[m][i], values[m][i + 1]);
+      if constexpr (kColumnWarps == 1) {
+        packed.words[m][i / 2] = word;
+      } else {
+        const int row = first_slot() + 16 * m + i / 2 % 2 * 8 + lane_ / 4;
+        *reinterpret_cast<std::uint32_t*>(
+            shared_ + to + swizzled<128>(row, column_warp() * (kColumns / 8) + i / 4) +
+            lane_ % 4 * 4) = word;
+      }
+    });
+  }
+
+  /// The loader of what hand_over() wrote.
+  __device__ auto exchanged(int from) const {
+    const std::uint32_t rows = address_ + from + first_slot() * 128 + first_row<128>(lane_);
+    return [rows](int k, int m, std::uint32_t(&words)[4]) {
+      ptx::load_matrices(words, (rows ^ k * 32) + m * 16 * 128);
+    };
+  }
+
+  __device__ void clear_pads(std::uint64_t valid, Scores& weights) const {
+    valid >>= column_warp() * kColumns + lane_ % 4 * 2;
+    each_pair([&](int m, int i) {
+      if ((valid >> (i / 4 * 8) & 1) == 0) weights[m][i] = 0;
+      if ((valid >> (i / 4 * 8 + 1) & 1) == 0) weights[m][i + 1] = 0;
+    });
   }
 
   __device__ void store() {
     const Item item = Item::current(p_.per_tile);
-    GradientRows rows = GradientRows::of(p_.own, item.rows(p_.own), first_slot() + lane_ / 4);
-    if constexpr (!Config::kByKey) {
+    const Fragment fragment = item.rows(p_.own);
+    constexpr int kWidth = kD / kColumnWarps;  // of this warp's columns
+    const int column = column_warp() * kWidth;
+    const auto store_rows = [&](int m, Tensor<T> to, const Tensor<const float>& coarse,
+                                float factor, const float(&sums)[kWidth / 2]) {
+      GradientRows rows = GradientRows::of(p_.own, fragment, first_slot() + 16 * m + lane_ / 4);
+      if constexpr (!Config::kByKey) {
 #pragma unroll
-      for (int r = 0; r < 2; ++r) rows.has_fine[r] = norm_[r] != INFINITY;
-    }
-    const auto row_of = [&](const Tensor<const float>& coarse) {
-      return coarse ? coarse.row(item.batch, item.tile, item.head) : nullptr;
+        for (int r = 0; r < 2; ++r) rows.has_fine[r] = norm_[2 * m + r] != INFINITY;
+      }
+      to.data += column;
+      store_gradient<T, kWidth>(
+          to, item.batch, item.head, rows, lane_ % 4, factor,
+          coarse ? coarse.row(item.batch, item.tile, item.head) + column : nullptr, sums);
     };
-    store_gradient<T, kD>(p_.d_scores, item.batch, item.head, rows, lane_ % 4, p_.scale,
-                          row_of(p_.coarse_scores), d_scores_[0]);
-    if constexpr (Config::kByKey) {
-      store_gradient<T, kD>(p_.d_weights, item.batch, item.head, rows, lane_ % 4, 1.0F,
-                            row_of(p_.coarse_weights), d_weights_[0]);
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+      store_rows(m, p_.d_scores, p_.coarse_scores, p_.scale, d_scores_[m]);
+      if constexpr (Config::kByKey) {
+        store_rows(m, p_.d_weights, p_.coarse_weights, 1.0F, d_weights_[m]);
+      }
     }
   }
 
@@ -233,9 +296,9 @@ class GradientBlock {
   std::uint32_t rows_;
   FragmentList<Config::kListed> list_;
   FragmentCopy<Config::kThreads, kRowBytes> copy_;
-  // By query: of this lane's two rows.
-  float norm_[2] = {INFINITY, INFINITY};
-  float delta_[2] = {0, 0};
+  // By query: of this lane's rows.
+  float norm_[2 * kRowTiles];
+  float delta_[2 * kRowTiles];
   Sums d_scores_;
   Sums d_weights_;
 };

@@ -38,10 +38,11 @@ __device__ inline void multiply(float (&sums)[N], int at, const std::uint32_t* r
   ptx::mma_m16n8k16<T>(sums[at], sums[at + 1], sums[at + 2], sums[at + 3], rows, column0, column1);
 }
 
-/// scores = rows . fragment^T for RowTiles times 16 rows. `load(k, m, words)` gives columns 16 k to
-/// 16 k + 15 of row tile m; `fragment`: lane address for columns.
-template <class T, int D, int RowTiles, class Load>
-__device__ inline void multiply_transposed(float (&scores)[RowTiles][32], Load&& load,
+/// scores = rows . fragment^T for RowTiles times 16 rows and 2 * Half rows of the fragment.
+/// `load(k, m, words)` gives columns 16 k to 16 k + 15 of row tile m; `fragment`: lane address for
+/// columns, of the first one.
+template <class T, int D, int RowTiles, int Half, class Load>
+__device__ inline void multiply_transposed(float (&scores)[RowTiles][Half], Load&& load,
                                            std::uint32_t fragment) {
 #pragma unroll
   for (int m = 0; m < RowTiles; ++m) {
@@ -54,7 +55,7 @@ __device__ inline void multiply_transposed(float (&scores)[RowTiles][32], Load&&
 #pragma unroll
     for (int m = 0; m < RowTiles; ++m) load(k, m, rows[m]);
 #pragma unroll
-    for (int n = 0; n < 4; ++n) {  // 16 of the fragment's rows
+    for (int n = 0; n < Half / 8; ++n) {  // 16 of the fragment's rows
       std::uint32_t four[4];
       ptx::load_matrices(four, (fragment ^ k * 32) + n * 16 * (D * 2));
 #pragma unroll
@@ -66,25 +67,39 @@ __device__ inline void multiply_transposed(float (&scores)[RowTiles][32], Load&&
   }
 }
 
-/// sums += weights . fragment; weights are accumulators of 64 columns packed in pairs, `fragment`
-/// a lane address for rows.
-template <class T, int D, int RowTiles>
-__device__ inline void multiply_added(float (&sums)[RowTiles][D / 2],
-                                      const std::uint32_t (&weights)[RowTiles][16],
+/// sums += weights . fragment for RowTiles times 16 rows and 2 * Half of the fragment's D columns.
+/// `load(k, m, words)` gives columns 16 k to 16 k + 15 of the weights' 64; `fragment`: lane address
+/// for rows, of the first column.
+template <class T, int D, int RowTiles, int Half, class Load>
+__device__ inline void multiply_added(float (&sums)[RowTiles][Half], Load&& load,
                                       std::uint32_t fragment) {
 #pragma unroll
   for (int k = 0; k < 4; ++k) {  // 16 of the fragment's rows
+    std::uint32_t rows[RowTiles][4];
 #pragma unroll
-    for (int n = 0; n < D / 16; ++n) {
+    for (int m = 0; m < RowTiles; ++m) load(k, m, rows[m]);
+#pragma unroll
+    for (int n = 0; n < Half / 8; ++n) {
       std::uint32_t four[4];
       ptx::load_matrices_transposed(four, (fragment ^ n * 32) + k * 16 * (D * 2));
 #pragma unroll
       for (int m = 0; m < RowTiles; ++m) {
-        multiply<T>(sums[m], 8 * n, weights[m] + 4 * k, four[0], four[1]);
-        multiply<T>(sums[m], 8 * n + 4, weights[m] + 4 * k, four[2], four[3]);
+        multiply<T>(sums[m], 8 * n, rows[m], four[0], four[1]);
+        multiply<T>(sums[m], 8 * n + 4, rows[m], four[2], four[3]);
       }
     }
   }
 }
+
+/// The loader of weights that a warp has in its own accumulators, packed in pairs.
+template <int RowTiles>
+struct PackedWeights {
+  std::uint32_t words[RowTiles][16];
+
+  __device__ void operator()(int k, int m, std::uint32_t (&rows)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) rows[i] = words[m][4 * k + i];
+  }
+};
 
 }  // namespace vidsparse::cuda::sm80
