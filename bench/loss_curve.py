@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Dense attention against Video Sparse Attention in training: a small video DiT (40 million
+"""Dense attention against Video Sparse Attention in training: a small video DiT (30 million
 parameters, 6144 tokens a sample) learns real clips, each kind of attention with several seeds.
 
     bench/loss_curve.py --clips A.mp4,... --held-out B.mp4 [--seeds 0,1,2] [--json FILE]
@@ -124,13 +124,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--interval", type=int, default=30, help="steps between rises of sparsity")
     parser.add_argument("--every", type=int, default=50, help="steps between held-out losses")
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--held-out-crops", type=int, default=16)
     parser.add_argument("--grid", type=parse_grid, default=(16, 16, 24), help="tokens, TxHxW")
     parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--depth", type=int, default=8)
-    parser.add_argument("--learning-rate", type=float, default=3e-4)
-    parser.add_argument("--warm-up", type=int, default=100)
+    parser.add_argument("--depth", type=int, default=6)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--warm-up", type=int, default=50)
     parser.add_argument("--cool-down", type=int, default=300)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--json", type=pathlib.Path)

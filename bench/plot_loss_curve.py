@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
 """Draws what loss_curve.py recorded: held-out loss and step time, and says how far apart they end.
 
-    bench/plot_loss_curve.py RECORD.json -o PLOT.svg      (needs matplotlib)
+    bench/plot_loss_curve.py RECORD.json... [--times RECORD.json] -o PLOT.svg   (needs matplotlib)
+
+Runs may lie in several records (processes that shared a GPU); step times and memory then come from
+a record of their own, taken alone.
 """
 
 from __future__ import annotations
@@ -30,35 +33,42 @@ def end_of(run: dict) -> float:
     return statistics.mean(held_out(run)[-3:])
 
 
+def runs_of(paths: list[pathlib.Path], attention: str) -> list[dict]:
+    runs = [run for path in paths for run in json.loads(path.read_text())["runs"]]
+    return [run for run in runs if run["attention"] == attention]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("record", type=pathlib.Path)
+    parser.add_argument("records", type=pathlib.Path, nargs="+")
+    parser.add_argument("--times", type=pathlib.Path)
     parser.add_argument("-o", "--output", type=pathlib.Path, required=True)
     options = parser.parse_args()
-    record = json.loads(options.record.read_text())
-    groups = {
-        kind: [run for run in record["runs"] if run["attention"] == kind] for kind in LABELS
-    }
+    record = json.loads(options.records[0].read_text())
+    timed = [options.times] if options.times else options.records
 
     figure, (losses, times) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for kind, runs in groups.items():
+    ends = {}
+    for kind, label in LABELS.items():
+        runs = runs_of(options.records, kind)
         for run in runs:
             steps, values = zip(*run["held_out"], strict=True)
             losses.plot(steps, values, color=COLORS[kind], alpha=0.35, linewidth=1)
         means = [statistics.mean(v) for v in zip(*(held_out(run) for run in runs), strict=True)]
-        losses.plot(steps, means, color=COLORS[kind], label=LABELS[kind])
-        step_ms = [statistics.median(v) for v in zip(*(r["step_ms"] for r in runs), strict=True)]
-        memory = max(run.get("peak_mib", 0) for run in runs)
-        label = f"{kind}: {runs[0]['step_ms_at_the_end']:.0f} ms at the end, peak {memory:.0f} MiB"
-        times.plot(steps[1:], step_ms, color=COLORS[kind], label=label)
+        losses.plot(steps, means, color=COLORS[kind], label=label)
+        ends[kind] = [end_of(run) for run in runs]
+
+        alone = runs_of(timed, kind)[0]
+        text = f"{alone['step_ms_at_the_end']:.1f} ms at the end, peak {alone['peak_mib']:.0f} MiB"
+        steps = [step for step, _ in alone["train"]]
+        times.plot(steps, alone["step_ms"], color=COLORS[kind], label=f"{kind}: {text}")
     losses.set(xlabel="step", ylabel="loss on the held-out clip", yscale="log")
-    losses.legend()
     times.set(xlabel="step", ylabel="ms a step", ylim=(0, None))
+    losses.legend()
     times.legend()
     figure.suptitle(f"{record['device']}, {record['runs'][0]['parameters'] / 1e6:.0f} M parameters")
     figure.savefig(options.output, metadata={"Date": None})
 
-    ends = {kind: [end_of(run) for run in runs] for kind, runs in groups.items()}
     gap = statistics.mean(ends["sparse"]) - statistics.mean(ends["dense"])
     sigma = statistics.stdev(ends["dense"])
     for kind, values in ends.items():

@@ -28,7 +28,9 @@ void check(cudaError_t status, const char* what) {
 
 CurrentDevice::CurrentDevice(int index) : index_(index) {
   check(cudaGetDevice(&former_), "cudaGetDevice");
-  if (former_ != index_) check(cudaSetDevice(index_), "cudaSetDevice");
+  // Even if it is the current one: a thread that has not used CUDA yet (autograd's) has no context,
+  // which the driver needs to encode tensor maps.
+  check(cudaSetDevice(index_), "cudaSetDevice");
 }
 
 CurrentDevice::~CurrentDevice() {
