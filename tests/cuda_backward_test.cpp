@@ -78,18 +78,35 @@ struct Case {
   }
 };
 
-/// Largest error of a row against fp64, as a share of the largest magnitude of what was summed up:
-/// by default the row's own.
-void expect_row(const char* what, const float* got, const Vector& exact, double tolerance,
-                double largest = 1e-30) {
-  double worst = 0;
+/// Errors of a row against fp64: below `bounds`, and beside them 1e-5 of its largest magnitude.
+void expect_row(const char* what, const float* got, const Vector& exact, const Vector& bounds) {
+  double largest = 1e-30;
+  for (const double value : exact) largest = std::max(largest, std::abs(value));
+  double excess = -HUGE_VAL;
   for (std::size_t d = 0; d < exact.size(); ++d) {
     const double error = std::abs(double{got[d]} - exact[d]);
-    largest = std::max(largest, std::abs(exact[d]));
-    worst = std::isnan(error) ? HUGE_VAL : std::max(worst, error);
+    excess = std::isnan(error) ? HUGE_VAL : std::max(excess, error - bounds[d]);
   }
-  EXPECT_LE(worst, tolerance * largest) << what;
+  EXPECT_LE(excess, 1e-5 * largest) << what;
 }
+
+/// Exact sums with bounds of their errors.
+struct Bounded {
+  explicit Bounded(std::int64_t d) : exact(static_cast<std::size_t>(d)), bounds(exact) {}
+
+  void add(std::int64_t e, double value, double bound) {
+    exact[static_cast<std::size_t>(e)] += value;
+    bounds[static_cast<std::size_t>(e)] += bound;
+  }
+  void scale(double factor) {
+    for (Vector* all : {&exact, &bounds}) {
+      for (double& value : *all) value *= factor;
+    }
+  }
+
+  Vector exact;
+  Vector bounds;
+};
 
 void expect_rows(const Case& c, const cuda::Context& context, const cuda::BackwardParts& parts) {
   const std::int64_t heads = context.heads();
@@ -131,78 +148,78 @@ void expect_rows(const Case& c, const cuda::Context& context, const cuda::Backwa
   }
 }
 
-/// d_oc, and the coarse branch worked out from it.
+/// d_oc, and the coarse branch worked out from it. There every factor of a product is rounded to
+/// tf32, by 2^-11 of it at most; errors of scores become those of weights.
 void expect_coarse(const Case& c, const cuda::Context& context, const cuda::BackwardParts& parts) {
+  constexpr double kRounding = 1.0 / 2048;
   const Side query(c.r.setting.query, c.r.lengths.query);
   const Side key(c.r.setting.key, c.r.lengths.key);
   const std::int64_t d = context.head_dim();
   const double scale = context.scale(c.args.scale);
-  const auto row = [&](const TensorRef& tensor, std::int64_t b, std::int64_t h, std::int64_t n) {
+  const auto row = [&](const TensorView& tensor, std::int64_t b, std::int64_t h, std::int64_t n) {
     return static_cast<const float*>(tensor.data) + tensor.offset(b, h, n);
   };
-  const auto dot = [&](const float* x, const float* y) {
+  const auto dot = [&](const float* x, const float* y, bool magnitudes = false) {
     double sum = 0;
-    for (std::int64_t e = 0; e < d; ++e) sum += double{x[e]} * double{y[e]};
+    for (std::int64_t e = 0; e < d; ++e) {
+      const double product = double{x[e]} * double{y[e]};
+      sum += magnitudes ? std::abs(product) : product;
+    }
     return sum;
-  };
-  const auto zeros = [&](std::int64_t rows) {
-    return std::vector<Vector>(static_cast<std::size_t>(rows), Vector(static_cast<std::size_t>(d)));
   };
   for (std::int64_t b = 0; b < context.batch(); ++b) {
     for (std::int64_t g = 0; g < context.key_heads(); ++g) {
-      std::vector<Vector> dkc = zeros(key.tiles());
-      std::vector<Vector> dvc = zeros(key.tiles());
-      // With one key tile a score's gradient is a difference of equal numbers.
-      double d_score_scale = 1e-30;
+      std::vector<Bounded> dkc(static_cast<std::size_t>(key.tiles()), Bounded(d));
+      std::vector<Bounded> dvc = dkc;
       for (std::int64_t h = g * context.group(); h < (g + 1) * context.group(); ++h) {
         for (std::int64_t i = 0; i < query.tiles(); ++i) {
-          Vector d_oc(static_cast<std::size_t>(d));
+          Bounded d_oc(d);
           query.for_each_token(b, i, [&](std::int64_t token) {
             for (std::int64_t e = 0; e < d; ++e) {
-              d_oc[static_cast<std::size_t>(e)] +=
-                  number(c.args.dout, b, token, h, e) * c.gate(b, token, h, e);
+              d_oc.add(e, number(c.args.dout, b, token, h, e) * c.gate(b, token, h, e), 0);
             }
           });
-          expect_row("d_oc", row(parts.d_oc, b, h, i), d_oc, 1e-5);
-          Vector dqc(static_cast<std::size_t>(d));
-          double dqc_scale = 1e-30;
+          expect_row("d_oc", row(parts.d_oc, b, h, i), d_oc.exact, d_oc.bounds);
+          Bounded dqc(d);
           const double sum = number(c.args.coarse_sum, b, h, i, 0);
           const auto count = static_cast<double>(query.valid(b, i));
-          if (sum != 0 && count > 0) {
+          for (std::int64_t j = 0; sum != 0 && count > 0 && j < key.tiles(); ++j) {
+            if (key.valid(b, j) == 0) continue;
             const float* given = row(parts.d_oc, b, h, i);
             const float* qc = row(parts.pool.qc, b, h, i);
-            const double inner =
-                dot(given, static_cast<const float*>(c.args.oc.data) + c.args.oc.offset(b, h, i));
-            for (std::int64_t j = 0; j < key.tiles(); ++j) {
-              if (key.valid(b, j) == 0) continue;
-              const float* kc = row(parts.pool.kc, b, g, j);
-              const double weight =
-                  std::exp(dot(qc, kc) * scale - number(c.args.coarse_max, b, h, i, 0)) / sum;
-              const double d_weight = dot(given, row(parts.pool.vc, b, g, j));
-              const double d_score = scale * weight * (d_weight - inner);
-              const double summands =
-                  std::abs(scale) * weight * (std::abs(d_weight) + std::abs(inner));
-              for (std::int64_t e = 0; e < d; ++e) {
-                const auto at = static_cast<std::size_t>(e);
-                dqc[at] += d_score * double{kc[e]} / count;
-                dqc_scale = std::max(dqc_scale, summands * std::abs(kc[e]) / count);
-                d_score_scale = std::max(d_score_scale, summands * std::abs(qc[e]));
-                dkc[static_cast<std::size_t>(j)][at] += d_score * double{qc[e]};
-                dvc[static_cast<std::size_t>(j)][at] += weight * double{given[e]};
-              }
+            const float* kc = row(parts.pool.kc, b, g, j);
+            const float* vc = row(parts.pool.vc, b, g, j);
+            const double inner = dot(given, row(c.args.oc, b, h, i));
+            const double weight =
+                std::exp(dot(qc, kc) * scale - number(c.args.coarse_max, b, h, i, 0)) / sum;
+            const double weight_error =
+                weight * kRounding * (1 + 2 * std::abs(scale) * dot(qc, kc, true));
+            const double d_weight = dot(given, vc) - inner;
+            const double d_score = scale * weight * d_weight;
+            const double d_score_error =
+                std::abs(scale) * (weight_error * std::abs(d_weight) +
+                                   2 * weight * kRounding * dot(given, vc, true)) +
+                kRounding * std::abs(d_score);
+            for (std::int64_t e = 0; e < d; ++e) {
+              const auto at = static_cast<std::size_t>(j);
+              const auto product = [&](Bounded& to, double left, double error, double right) {
+                to.add(e, left * right, 2 * (error + kRounding * std::abs(left)) * std::abs(right));
+              };
+              product(dqc, d_score / count, d_score_error / count, kc[e]);
+              product(dkc[at], d_score, d_score_error, qc[e]);
+              product(dvc[at], weight, weight_error, given[e]);
             }
           }
-          expect_row("dqc", row(parts.dqc, b, h, i), dqc, 1e-4, dqc_scale);
+          expect_row("dqc", row(parts.dqc, b, h, i), dqc.exact, dqc.bounds);
         }
       }
       for (std::int64_t j = 0; j < key.tiles(); ++j) {
+        const auto at = static_cast<std::size_t>(j);
         const double share = 1.0 / std::max<double>(1, static_cast<double>(key.valid(b, j)));
-        for (std::vector<Vector>* all : {&dkc, &dvc}) {
-          for (double& value : (*all)[static_cast<std::size_t>(j)]) value *= share;
-        }
-        expect_row("dkc", row(parts.dkc, b, g, j), dkc[static_cast<std::size_t>(j)], 1e-4,
-                   d_score_scale * share);
-        expect_row("dvc", row(parts.dvc, b, g, j), dvc[static_cast<std::size_t>(j)], 1e-4);
+        dkc[at].scale(share);
+        dvc[at].scale(share);
+        expect_row("dkc", row(parts.dkc, b, g, j), dkc[at].exact, dkc[at].bounds);
+        expect_row("dvc", row(parts.dvc, b, g, j), dvc[at].exact, dvc[at].bounds);
       }
     }
   }

@@ -1,14 +1,14 @@
 // Backward of the pooled branch: softmax attention of pooled queries over pooled keys, in two
 // passes without atomics, dqc by query tile, dkc and dvc by key tile; each recomputes the weights.
 //
-// Plain fp32 arithmetic: it keeps infinities and NaN where the formulas put them, which split bf16
-// products would not, and the stage is small.
+// Products are of tf32, rounded once as they come into shared memory: 11 bits where the gradients
+// they are added to have 8 or 11, and infinities and NaN stay what they are, which they would not
+// in split bf16. Where the forward needs more, in the choice of tiles, nothing is chosen here.
 
 #include <algorithm>
 #include <type_traits>
 
 #include "cuda/common/backward.hpp"
-#include "cuda/ptx/async_copy.cuh"
 #include "cuda/ptx/warp_mma.cuh"
 
 namespace vidsparse::cuda {
@@ -31,41 +31,45 @@ struct CoarseParameters {
   float scale;
 };
 
-/// How a block is laid out. It owns kRows tiles of one side and walks the other side's, kColumns at
-/// once. Shared memory fits 99 KB, so a multiprocessor of sm_90 has two blocks.
+/// How a block is laid out. It owns kRows tiles of one side, a warp 16 of them, and walks the other
+/// side's, kColumns at once. Shared memory fits 99 KB, so a multiprocessor of sm_90 has two blocks.
 template <int kDepth>
 struct CoarseConfig {
   static constexpr int kD = kDepth;
   static constexpr int kThreads = 128;
   static constexpr int kRows = 64;
   static constexpr int kColumns = kDepth == 128 ? 16 : 32;
-  // Four words more than a row, so that eight rows' reads of 16 bytes fall into different banks.
+  // Words from a row to the next. 4 more than a multiple of 32 (and 8 more than one of 16 by twos)
+  // spreads a warp's reads along rows and along columns over all banks.
   static constexpr int kPitch = kDepth + 4;
-  static constexpr int kPairPitch = kColumns + 4;
 
   struct Shared {
     alignas(16) float own[2][kRows * kPitch];       ///< qc and d_oc, or kc and vc
     alignas(16) float other[2][kColumns * kPitch];  ///< kc and vc, or qc and d_oc
-    alignas(16) float d_scores[kRows * kPairPitch];
-    alignas(16) float weights[kRows * kPairPitch];  ///< by key only
     float4 own_facts[kRows];  ///< of queries as `rows`; of keys y is 0 where a tile is empty
     float4 other_facts[kColumns];
   };
 };
 
+/// A thread block at work. In a warp's products, with g = lane / 4 and t = lane % 4, a lane holds
+/// pairs of own rows g and g + 8 with columns 2t and 2t + 1 of each eight.
 template <class Config, bool kByKey>
 class CoarsePass {
  public:
   static constexpr int kD = Config::kD;
 
+  /// `head`: of the keys in the pass by key, else of the queries.
   __device__ CoarsePass(const CoarseParameters& p, typename Config::Shared& shared, int batch,
                         int head, int first)
       : p_(p), shared_(shared), batch_(batch), head_(head), first_(first) {}
 
-  /// `head`: of the keys in the pass by key, else of the queries.
   __device__ void run() {
-    load<kByKey>(shared_.own[0], shared_.own[1], shared_.own_facts, Config::kRows, head_, first_);
-    ptx::wait_copies();
+    for (int base = 0; base < Config::kRows; base += Config::kColumns) {
+      Loaded loaded;
+      fetch<kByKey>(loaded, head_, first_ + base);
+      put(loaded, shared_.own[0] + base * Config::kPitch, shared_.own[1] + base * Config::kPitch,
+          shared_.own_facts + base);
+    }
     __syncthreads();
     if constexpr (kByKey) {
       for (int member = 0; member < p_.group; ++member) walk(head_ * p_.group + member);
@@ -78,145 +82,132 @@ class CoarsePass {
   }
 
  private:
-  using Sums = float[8][kD / 16];
+  using Sums = float[kD / 8][4];
+  using Pairs = float[Config::kColumns / 8][4];
+
+  /// A thread's share of kColumns tiles on their way to shared memory.
+  struct Loaded {
+    static constexpr int kParts = kD / 4;  // of a row
+    static constexpr int kSteps = Config::kColumns * kParts / Config::kThreads;
+    float4 first[kSteps];
+    float4 second[kSteps];
+    float4 fact;  // of tile `thread`, if it is one of them
+  };
 
   __device__ void walk(int other_head) {
     const int tiles = kByKey ? p_.query.tiles : p_.key.tiles;
+    Loaded loaded;
+    if (tiles > 0) fetch<!kByKey>(loaded, other_head, 0);
     for (int first = 0; first < tiles; first += Config::kColumns) {
-      load<!kByKey>(shared_.other[0], shared_.other[1], shared_.other_facts, Config::kColumns,
-                    other_head, first);
-      ptx::wait_copies();
+      put(loaded, shared_.other[0], shared_.other[1], shared_.other_facts);
       __syncthreads();
-      weigh();
-      __syncthreads();
-      accumulate(d_first_, shared_.d_scores, shared_.other[0]);
-      if constexpr (kByKey) accumulate(d_second_, shared_.weights, shared_.other[1]);
+      if (first + Config::kColumns < tiles) {
+        fetch<!kByKey>(loaded, other_head, first + Config::kColumns);
+      }
+      Pairs weights = {};
+      Pairs d_scores = {};
+      multiply(weights, shared_.own[0], shared_.other[0]);
+      multiply(d_scores, shared_.own[1], shared_.other[1]);
+      weigh(weights, d_scores);
+      accumulate(d_first_, d_scores, shared_.other[0]);
+      if constexpr (kByKey) accumulate(d_second_, weights, shared_.other[1]);
       __syncthreads();
     }
   }
 
-  /// `count` tiles' pooled rows and facts. Rows that give no gradient, and places past the last
+  /// Pooled rows and facts of kColumns tiles. Rows that give no gradient, and places past the last
   /// tile, are zeros. (Pooled vectors of empty key tiles are.)
   template <bool kOfKeys>
-  __device__ void load(float* to_first, float* to_second, float4* facts, int count, int head,
-                       int first) {
+  __device__ void fetch(Loaded& loaded, int head, int first) const {
     const int tiles = kOfKeys ? p_.key.tiles : p_.query.tiles;
     const int heads = kOfKeys ? p_.heads / p_.group : p_.heads;
     const std::int64_t base = (std::int64_t{batch_} * heads + head) * tiles;
     const float* from_first = (kOfKeys ? p_.kc : p_.qc) + base * kD;
     const float* from_second = (kOfKeys ? p_.vc : p_.d_oc) + base * kD;
-    constexpr int kParts = kD / 4;
-#pragma unroll 4
-    for (int i = thread_; i < count * kParts; i += Config::kThreads) {
-      const int row = i / kParts;
-      const int column = i % kParts * 4;
-      const int tile = min(first + row, tiles - 1);
-      bool there = first + row < tiles;
+#pragma unroll
+    for (int i = 0; i < Loaded::kSteps; ++i) {
+      const int at = i * Config::kThreads + thread_;
+      const int tile = first + at / Loaded::kParts;
+      bool there = tile < tiles;
       if constexpr (!kOfKeys) there = there && p_.rows[base + tile].y != 0;
-      const std::int64_t from = std::int64_t{tile} * kD + column;
-      const int to = row * Config::kPitch + column;
-      ptx::copy_async_16(ptx::shared_address(to_first + to), from_first + from, there);
-      ptx::copy_async_16(ptx::shared_address(to_second + to), from_second + from, there);
+      const std::int64_t from = std::int64_t{tile} * kD + at % Loaded::kParts * 4;
+      const float4 zero = make_float4(0, 0, 0, 0);
+      loaded.first[i] = there ? *reinterpret_cast<const float4*>(from_first + from) : zero;
+      loaded.second[i] = there ? *reinterpret_cast<const float4*>(from_second + from) : zero;
     }
-    if (thread_ >= count) return;
+    loaded.fact = make_float4(0, 0, 0, 0);
     const int tile = first + thread_;
-    float4 fact = make_float4(0, 0, 0, 0);
-    if (tile < tiles) {
-      if constexpr (kOfKeys) {
-        fact.y = p_.key.valid_tokens(batch_, tile) > 0 ? 1 : 0;
-      } else {
-        fact = p_.rows[base + tile];
-      }
-    }
-    facts[thread_] = fact;
-  }
-
-  /// Weights and gradients of scores of all own tiles and the other side's that are loaded.
-  __device__ void weigh() {
-    constexpr int kWide = Config::kColumns / 8;
-    const int row = thread_ / 8;     // and each 16th after it
-    const int column = thread_ % 8;  // and each 8th
-    float scores[4][kWide] = {};
-    float d_weights[4][kWide] = {};
-    multiply(scores, shared_.own[0] + row * Config::kPitch,
-             shared_.other[0] + column * Config::kPitch);
-    multiply(d_weights, shared_.own[1] + row * Config::kPitch,
-             shared_.other[1] + column * Config::kPitch);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-#pragma unroll
-      for (int j = 0; j < kWide; ++j) {
-        const float4 own = shared_.own_facts[row + 16 * i];
-        const float4 other = shared_.other_facts[column + 8 * j];
-        const float4 query = kByKey ? other : own;
-        float weight = 0;
-        float d_score = 0;
-        if (own.y != 0 && other.y != 0) {
-          weight = expf(fmaf(scores[i][j], p_.scale, -query.x)) * query.y;
-          d_score = weight * (d_weights[i][j] - query.z);
-        }
-        const int at = (row + 16 * i) * Config::kPairPitch + column + 8 * j;
-        shared_.d_scores[at] = d_score;
-        if constexpr (kByKey) shared_.weights[at] = weight;
-      }
+    if (thread_ >= Config::kColumns || tile >= tiles) return;
+    if constexpr (kOfKeys) {
+      loaded.fact.y = p_.key.valid_tokens(batch_, tile) > 0 ? 1 : 0;
+    } else {
+      loaded.fact = p_.rows[base + tile];
     }
   }
 
-  template <int kWide>
-  __device__ static void multiply(float (&sums)[4][kWide], const float* own, const float* other) {
+  __device__ void put(const Loaded& loaded, float* first, float* second, float4* facts) const {
+#pragma unroll
+    for (int i = 0; i < Loaded::kSteps; ++i) {
+      const int at = i * Config::kThreads + thread_;
+      const int to = at / Loaded::kParts * Config::kPitch + at % Loaded::kParts * 4;
+      *reinterpret_cast<float4*>(first + to) = rounded(loaded.first[i]);
+      *reinterpret_cast<float4*>(second + to) = rounded(loaded.second[i]);
+    }
+    if (thread_ < Config::kColumns) facts[thread_] = loaded.fact;
+  }
+
+  __device__ static float4 rounded(const float4& x) {
+    return make_float4(ptx::round_tf32(x.x), ptx::round_tf32(x.y), ptx::round_tf32(x.z),
+                       ptx::round_tf32(x.w));
+  }
+
+  /// This warp's own rows times the other side's.
+  __device__ void multiply(Pairs& pairs, const float* own, const float* other) const {
+    own += (warp_ * 16 + g_) * Config::kPitch + t_;
+    other += g_ * Config::kPitch + t_;
 #pragma unroll 4
-    for (int k = 0; k < kD; k += 4) {
-      float4 left[4];
-      float4 right[kWide];
+    for (int k = 0; k < kD; k += 8) {
+      const float a[4] = {own[k], own[8 * Config::kPitch + k], own[k + 4],
+                          own[8 * Config::kPitch + k + 4]};
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        left[i] = *reinterpret_cast<const float4*>(own + 16 * i * Config::kPitch + k);
-      }
-#pragma unroll
-      for (int j = 0; j < kWide; ++j) {
-        right[j] = *reinterpret_cast<const float4*>(other + 8 * j * Config::kPitch + k);
-      }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-#pragma unroll
-        for (int j = 0; j < kWide; ++j) {
-          sums[i][j] = fmaf(left[i].x, right[j].x, sums[i][j]);
-          sums[i][j] = fmaf(left[i].y, right[j].y, sums[i][j]);
-          sums[i][j] = fmaf(left[i].z, right[j].z, sums[i][j]);
-          sums[i][j] = fmaf(left[i].w, right[j].w, sums[i][j]);
-        }
+      for (int n = 0; n < Config::kColumns / 8; ++n) {
+        const float b[2] = {other[8 * n * Config::kPitch + k],
+                            other[8 * n * Config::kPitch + k + 4]};
+        ptx::mma_m16n8k8(pairs[n], a, b);
       }
     }
   }
 
-  /// Adds pairs [kRows, kColumns] times rows [kColumns, D]: of this thread rows thread / 16 and
-  /// each eighth after it, columns by fours.
-  __device__ void accumulate(Sums& sums, const float* pairs, const float* rows) const {
-    pairs += thread_ / 16 * Config::kPairPitch;
-    rows += thread_ % 16 * 4;
-#pragma unroll 1
-    for (int j = 0; j < Config::kColumns; j += 4) {
-      float left[8][4];
+  /// Scores to weights and gradients of weights to those of scores.
+  __device__ void weigh(Pairs& weights, Pairs& d_scores) const {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        *reinterpret_cast<float4*>(left[i]) =
-            *reinterpret_cast<const float4*>(pairs + 8 * i * Config::kPairPitch + j);
+    for (int n = 0; n < Config::kColumns / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float4 own = shared_.own_facts[warp_ * 16 + g_ + i / 2 * 8];
+        const float4 other = shared_.other_facts[n * 8 + 2 * t_ + i % 2];
+        const float4 query = kByKey ? other : own;
+        const float weight = expf(fmaf(weights[n][i], p_.scale, -query.x)) * query.y;
+        const float d_score = weight * (d_scores[n][i] - query.z);
+        const bool gives = own.y != 0 && other.y != 0;
+        weights[n][i] = gives ? ptx::round_tf32(weight) : 0;
+        d_scores[n][i] = gives ? ptx::round_tf32(d_score) : 0;
       }
+    }
+  }
+
+  /// Adds pairs times the other side's rows. In which order a product counts its columns is free:
+  /// with 2t as the one it calls t, and 2t + 1 as t + 4, pairs lie where it wants them.
+  __device__ void accumulate(Sums& sums, const Pairs& pairs, const float* rows) const {
+    rows += 2 * t_ * Config::kPitch + g_;
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
+    for (int n = 0; n < Config::kColumns / 8; ++n) {
+      const float a[4] = {pairs[n][0], pairs[n][2], pairs[n][1], pairs[n][3]};
 #pragma unroll
-        for (int part = 0; part < kD / 64; ++part) {
-          const float4 right =
-              *reinterpret_cast<const float4*>(rows + (j + k) * Config::kPitch + part * 64);
-#pragma unroll
-          for (int i = 0; i < 8; ++i) {
-            float* sum = sums[i] + part * 4;
-            sum[0] = fmaf(left[i][k], right.x, sum[0]);
-            sum[1] = fmaf(left[i][k], right.y, sum[1]);
-            sum[2] = fmaf(left[i][k], right.z, sum[2]);
-            sum[3] = fmaf(left[i][k], right.w, sum[3]);
-          }
-        }
+      for (int block = 0; block < kD / 8; ++block) {
+        const float* column = rows + 8 * n * Config::kPitch + 8 * block;
+        const float b[2] = {column[0], column[Config::kPitch]};
+        ptx::mma_m16n8k8(sums[block], a, b);
       }
     }
   }
@@ -226,21 +217,19 @@ class CoarsePass {
     const Side& side = kByKey ? p_.key : p_.query;
     const int heads = kByKey ? p_.heads / p_.group : p_.heads;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int row = thread_ / 16 + 8 * i;
+    for (int half = 0; half < 2; ++half) {
+      const int row = warp_ * 16 + g_ + 8 * half;
       const int tile = first_ + row;
       if (tile >= side.tiles) continue;
       const int count = side.valid_tokens(batch_, tile);
       const bool gives = count > 0 && shared_.own_facts[row].y != 0;
       const float share = gives ? factor / static_cast<float>(count) : 0;
-      float* to = gradients + ((std::int64_t{batch_} * heads + head_) * side.tiles + tile) * kD +
-                  thread_ % 16 * 4;
+      float* to = gradients + ((std::int64_t{batch_} * heads + head_) * side.tiles + tile) * kD;
 #pragma unroll
-      for (int part = 0; part < kD / 64; ++part) {
-        const float* sum = sums[i] + part * 4;
-        *reinterpret_cast<float4*>(to + part * 64) =
-            gives ? make_float4(sum[0] * share, sum[1] * share, sum[2] * share, sum[3] * share)
-                  : make_float4(0, 0, 0, 0);
+      for (int block = 0; block < kD / 8; ++block) {
+        const float* two = sums[block] + 2 * half;
+        *reinterpret_cast<float2*>(to + block * 8 + 2 * t_) =
+            gives ? make_float2(two[0] * share, two[1] * share) : make_float2(0, 0);
       }
     }
   }
@@ -251,6 +240,9 @@ class CoarsePass {
   int head_;
   int first_;
   int thread_ = static_cast<int>(threadIdx.x);
+  int warp_ = thread_ / 32;
+  int g_ = thread_ % 32 / 4;
+  int t_ = thread_ % 4;
   Sums d_first_ = {};
   Sums d_second_ = {};
 };

@@ -15,7 +15,8 @@ struct AttendParameters : AttendProblem<T> {
   TensorMaps v;
   std::int64_t table_head = 0;  ///< entries from one head to the next, 0: shared
   bool clear_pads = false;      ///< slots that are not valid may hold anything, not zeros
-  std::int32_t members = 1;     ///< heads an item walks one after the other
+  bool narrow = false;       ///< fragments of at most 16 slots, the first ones, come apart and last
+  std::int32_t members = 1;  ///< heads an item walks one after the other
   std::int32_t items_per_head = 0;
   std::int32_t items = 0;
 

@@ -47,15 +47,20 @@ class Planner {
     const std::uint32_t loads_before = loads_;
     const bool take_turns = !shared_;
     uses_ = 0;
-    const int steps = p_.pace_steps / p_.members;
-    for (int member = 0; member < p_.members; ++member) {
-      walk_head(item, item.head * p_.members + member, rows, take_turns,
-                wave * p_.pace_steps + member * steps);
+    // Where there are narrow fragments they come last, in a round of their own.
+    const int rounds = p_.narrow ? 2 : 1;
+    const int steps = p_.pace_steps / (p_.members * rounds);
+    int steps_before = wave * p_.pace_steps;
+    for (int round = 0; round < rounds; ++round) {
+      if (round > 0) single({.command = Command::kEnd | Command::kNarrowNext});
+      for (int member = 0; member < p_.members; ++member, steps_before += steps) {
+        walk_head(item, item.head * p_.members + member, rows, take_turns, round, steps_before);
+      }
     }
     shared_ = __reduce_add_sync(~0U, uses_) * 2 > (loads_ - loads_before) * 3;
   }
 
-  __device__ void walk_head(const Item& item, int head, int rows, bool take_turns,
+  __device__ void walk_head(const Item& item, int head, int rows, bool take_turns, int round,
                             int steps_before) {
     const std::uint32_t* mask = p_.mask + item.batch * p_.mask_batch + head * p_.mask_head;
     const Source source = {p_.table + item.batch * p_.table_batch + head * p_.table_head,
@@ -89,7 +94,9 @@ class Planner {
     std::uint32_t later_users = users_of(lane_ + 32);
     for (int base = 0; base < p_.key_fragments; base += 32) {
       const int key = base + lane_;
-      const std::uint32_t wanted = (valid.x | valid.y) != 0 ? users : 0;
+      const bool narrow = p_.narrow && (valid.x >> 16 | valid.y) == 0;
+      const bool some = (valid.x | valid.y) != 0 && narrow == (round > 0);
+      const std::uint32_t wanted = some ? users : 0;
       const bool whole = (valid.x & valid.y) == ~0U;
       users = later_users;
       valid = valid_of(users, key + 32);

@@ -38,12 +38,30 @@ constexpr std::int64_t kQueryConsumers = BackwardConfig<128, false>::kConsumers;
 constexpr std::int32_t kPaceFragments = 128;
 constexpr std::int32_t kPaceSlack = 1;
 
+/// Whether fragments at an edge have at most 16 valid slots, and those the first ones: all of a
+/// fragment's other sides are whole.
+bool has_narrow(const Side& side) {
+  for (std::int32_t s = 0; s < side.segment_count; ++s) {
+    const Raster& segment = side.segments[s];
+    const Triple box = side.boxes[segment.line].fragment();
+    const auto rest = [](std::int32_t length, std::int32_t part) {
+      return (length - 1) % part + 1;
+    };
+    const std::int32_t valid = box.t > 1   ? rest(segment.grid.t, box.t) * box.h * box.w
+                               : box.h > 1 ? rest(segment.grid.h, box.h) * box.w
+                                           : rest(segment.grid.w, box.w);
+    if (valid <= 16) return true;
+  }
+  return false;
+}
+
 /// How a pass is cut up.
 struct Pass {
   std::int32_t own_fragments = 0;
   std::int32_t other_fragments = 0;
   std::int32_t heads = 0;    ///< of the own side
   std::int32_t members = 1;  ///< heads an item walks
+  bool narrow = false;
   std::int64_t items_per_head = 0;
   std::int64_t items = 0;
   std::int64_t blocks = 0;
@@ -64,10 +82,12 @@ Pass make_pass(const Context& context, bool by_key) {
       core::ceil_div(pass.own_fragments, by_key ? kKeyConsumers : kQueryConsumers);
   pass.items = pass.items_per_head * pass.heads * context.batch();
   pass.blocks = std::min<std::int64_t>(pass.items, context.multiprocessors);
+  pass.narrow = has_narrow(other);
   // Two tensors of a head of the other side, two bytes an element.
   if (pass.blocks > 0 && 4 * std::int64_t{other.tokens} * context.head_dim() > context.l2_bytes) {
     pass.pace_fragments = kPaceFragments;
-    pass.pace_steps = core::ceil_div(pass.other_fragments, kPaceFragments) * pass.members;
+    pass.pace_steps =
+        core::ceil_div(pass.other_fragments, kPaceFragments) * pass.members * (pass.narrow ? 2 : 1);
     pass.arrivals = core::ceil_div(pass.items, pass.blocks) * pass.pace_steps;
   }
   return pass;
@@ -104,6 +124,7 @@ BackwardParameters<T> make_parameters(const Context& context, const BackwardArgs
   p.fragments_per_tile = Divider(static_cast<std::uint32_t>(context.key.fragments_per_tile));
   p.heads = pass.heads;
   p.members = pass.members;
+  p.narrow = pass.narrow;
   p.query_fragments = pass.own_fragments;
   p.items_per_head = static_cast<std::int32_t>(pass.items_per_head);
   p.items = static_cast<std::int32_t>(pass.items);

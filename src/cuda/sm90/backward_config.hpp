@@ -52,7 +52,7 @@ struct BackwardConfig {
   static constexpr int kDone = kPlan + 4 * kConsumers * kRanks;
   static constexpr int kSharedBytes = kDone + 4 * 2;
   static_assert(kSharedBytes <= 227 * 1024);
-  static_assert(kQueue >= kValueSlots + 2);
+  static_assert(kQueue >= kValueSlots + 4);  // two items with two ends each
 };
 
 }  // namespace vidsparse::cuda::sm90

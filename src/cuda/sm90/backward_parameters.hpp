@@ -42,6 +42,7 @@ struct BackwardParameters {
   std::int32_t key_fragments = 0;
   Divider fragments_per_tile;
   bool clear_pads = false;  ///< the other side's pads may hold anything, not zeros
+  bool narrow = false;      ///< fragments of at most 16 slots, the first ones, come apart and last
 
   std::int32_t heads = 0;    ///< of the own side
   std::int32_t group = 1;    ///< by query: query heads that share a key head
