@@ -56,7 +56,7 @@ class Sm80Kernels final : public core::StagedKernels {
 class Sm80Backend final : public core::Backend {
  public:
   const char* name() const override { return "sm80"; }
-  const char* summary() const override { return "CUDA kernels for " VIDSPARSE_SM80_BUILT; }
+  const char* summary() const override { return "CUDA kernels: " VIDSPARSE_SM80_BUILT; }
   Device::Kind kind() const override { return Device::Kind::cuda; }
 
   Verdict can_run(const Device& device) const override {
