@@ -40,6 +40,9 @@ except ImportError as missing:
     peer_package, why_no_peer = None, str(missing)
 
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
 class Peer:
     """fastvideo-kernel on the same tensors and, for its kernel alone, the same map."""
 
@@ -114,10 +117,10 @@ def checked(case: Case) -> dict[str, float]:
 
 def measure(name: str, options: argparse.Namespace, shapes: dict) -> dict:
     """Every figure of one problem. `shapes` are kept from problem to problem."""
-    case = Case(name, options.sparsity, options.device)
+    case = Case(name, options.sparsity, options.device, DTYPES[options.dtype])
     watch = Stopwatch(case.q.device)
     record = {"problem": name, "tokens": case.tokens, "heads": case.heads, "tiles": case.tiles,
-              "pairs": case.pairs, "sparsity": case.sparsity}  # fmt: skip
+              "pairs": case.pairs, "sparsity": case.sparsity, "dtype": options.dtype}  # fmt: skip
     case.kernels.config = shapes.get("ours", case.kernels.config)
     record["shapes"] = str(case.kernels.config)
     if options.check:
@@ -130,7 +133,7 @@ def measure(name: str, options: argparse.Namespace, shapes: dict) -> dict:
     extra = record["extra_mib"] = {}
     case.attend()
     peer = None
-    if peer_package is not None and not case.layout.plain_tiles:
+    if peer_package is not None and options.dtype == "bf16" and not case.layout.plain_tiles:
         if "peer" in shapes:
             _attn_fwd_sparse.configs = [shapes["peer"]]
         peer = Peer(case)
@@ -175,7 +178,8 @@ def measure(name: str, options: argparse.Namespace, shapes: dict) -> dict:
 def warm(options: argparse.Namespace) -> None:
     """Compiles a share of what the run will launch."""
     index, count = map(int, options.warm.split("/"))
-    case = Case(options.problems.split(",")[0], options.sparsity, options.device)
+    first = options.problems.split(",")[0]
+    case = Case(first, options.sparsity, options.device, DTYPES[options.dtype])
     jobs = [lambda: (case.forward(), case.backward(), case.attend(), case.attend_backward())]
     if peer_package is not None:
         every = list(_attn_fwd_sparse.configs)
@@ -223,6 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problems", default="33k,wan14b-720p,123k")
     parser.add_argument("--sparsity", type=float, default=0.9)
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="the peer has bf16 only")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sweep", action="store_true", help="sweep shapes after the first problem")
     parser.add_argument("--check", action="store_true", help="sampled tiles against float64")

@@ -20,20 +20,11 @@ from vidsparse.backends import Lengths, Selection
 from vidsparse.triton.config import Shape
 
 CANDIDATES = {
-    "attend": [
-        Shape(4, 3),
-        Shape(4, 3, columns=32, registers=168),
-        Shape(4, 2, columns=32, registers=168),
-        Shape(4, 2, columns=32, registers=128),
-    ],
+    "attend": [Shape(4, 3), Shape(4, 2), Shape(4, 3, columns=32), Shape(4, 2, columns=32)],
     "key_gradients": [Shape(4, 2), Shape(4, 2, columns=32), Shape(4, 3, columns=32)],
-    "query_gradients": [
-        Shape(4, 2),
-        Shape(4, 2, columns=32, registers=168),
-        Shape(4, 3, columns=32, registers=168),
-    ],
-    "select": [Shape(4, 1, 32), Shape(8, 1, 32, search=16384), Shape(8, 1, 16, search=16384)],
-    "coarse": [Shape(4, 1, 32)],
+    "query_gradients": [Shape(4, 2), Shape(4, 2, columns=32), Shape(4, 3, columns=32)],
+    "select": [Shape(4, 1, 32), Shape(4, 1, 16), Shape(8, 1, 32, search=16384), Shape(8, 1, 16)],
+    "coarse": [Shape(4, 1, 32), Shape(8, 1, 32), Shape(4, 1, 16)],
 }
 
 
@@ -63,7 +54,7 @@ def stage_of(case: Case, kernel: str):
         )
     oc, top, total = case.coarse
     return lambda: case.kernels._coarse_backward(
-        case.q, case.k, case.v, Lengths(), case.scale, oc, qc, top, total
+        case.q, case.k, case.v, Lengths(), case.scale, oc, qc, top, total, case.kernels._empty
     )
 
 

@@ -28,11 +28,12 @@ from vidsparse.triton.attend import attend_kernel
 from vidsparse.triton.coarse import coarse_backward_kernel
 from vidsparse.triton.config import Config, Shape, config_for
 from vidsparse.triton.gradients import key_gradients_kernel, query_gradients_kernel
-from vidsparse.triton.kernels import PLAIN_WARPS, search_shape
+from vidsparse.triton.kernels import PLAIN_WARPS, POOL_WARPS, search_shape
 from vidsparse.triton.lists import lists_kernel
 from vidsparse.triton.pool import pool_kernel
 from vidsparse.triton.prepare import prepare_kernel
 from vidsparse.triton.select import select_kernel
+from vidsparse.triton.tiles import PIECE
 
 SHARED = 1024
 TARGETS = {  # name -> target, bytes of shared memory a block may have
@@ -67,24 +68,24 @@ def kernels(config: Config, dim: int):
     rows, chunk = search_shape(TILES, config.select)
     plain = Shape(PLAIN_WARPS, 3)
     return [
-        ("pool", pool_kernel, plain,
+        ("pool", pool_kernel, Shape(POOL_WARPS, 3),
          {**lengths, "HAS_Q": True, "HAS_K": True, "HAS_V": True, "E": 64, "D": dim}),
         ("select", select_kernel, config.select,
          {**pooled, "HAS_COARSE": True, "HAS_ALWAYS": True, "K_LENGTHS": True,
           "BM": config.select.rows, "BN": config.select.columns,
           "ROWS": rows, "CHUNK": chunk, "WHOLE": True}),
         ("lists", lists_kernel, plain,
-         {"BY_KEY": True, "LENGTHS": True, "E": 64, "LINES": 32, "CHUNK": 128}),
+         {"BY_KEY": True, "LENGTHS": True, "E": 64, "PIECE": PIECE, "LINES": 32, "CHUNK": 128}),
         ("attend", attend_kernel, config.attend,
-         {**walk(config.attend), "NEGATIVE": False, "SAME_STRIDE": True, "GATE": 2, "HAS_LSE": True}),
+         {**walk(config.attend), "NEGATIVE": False, "PIECE": PIECE, "GATE": 2, "HAS_LSE": True}),
         ("prepare", prepare_kernel, plain,
          {"GATE": 2, "HAS_DGATE": True, "HAS_DLSE": True, "Q_LENGTHS": True, "E": 64, "D": dim}),
         ("coarse_backward", coarse_backward_kernel, config.coarse,
          {**pooled, **lengths, "BLOCK": config.coarse.rows}),
         ("key_gradients", key_gradients_kernel, config.key_gradients,
-         {**walk(config.key_gradients, "K_LENGTHS"), "SAME_STRIDE": True, "HAS_COARSE": True}),
+         {**walk(config.key_gradients, "K_LENGTHS"), "group": 1, "PIECE": PIECE, "HAS_COARSE": True}),
         ("query_gradients", query_gradients_kernel, config.query_gradients,
-         {**walk(config.query_gradients), "SAME_STRIDE": True, "HAS_COARSE": True}),
+         {**walk(config.query_gradients), "PIECE": PIECE, "HAS_COARSE": True}),
     ]  # fmt: skip
 
 
@@ -105,11 +106,11 @@ def source_of(function, constants: dict, dtype: str) -> ASTSource:
             signature[name] = "*i32"
         elif name == "items":
             signature[name] = "*u16"
-        elif name == "whole":
+        elif name == "sound":
             signature[name] = "*i8"
         else:
             signature[name] = SCALARS.get(name, "i32")
-            aligned = "stride" in name and "length" not in name
+            aligned = name == "pitch" or ("stride" in name and "length" not in name)
         if aligned:
             attributes[(place,)] = [["tt.divisibility", 16]]
     return ASTSource(function, signature, values, attributes)

@@ -4,6 +4,8 @@
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "device/device_memory.hpp"
 #include "support/backend_run.hpp"
 #include "support/gpu_test.hpp"
@@ -17,19 +19,19 @@ void require(cudaError_t status) { ASSERT_EQ(status, cudaSuccess) << cudaGetErro
 
 class CudaGraph : public GpuTest {};
 
-/// Runs a forward directly or by replaying its graph; `results` receives what it wrote.
-void run_forward(const std::string& backend, const RandomProblem& r, bool captured,
-                 Results& results) {
+/// Runs a forward and its backward directly or by replaying their graph; `results` receives what
+/// they wrote.
+void run_both(const std::string& backend, const RandomProblem& r, bool captured, Results& results) {
   const Plan plan(r.problem(), {kGpu, backend, {}});
   DeviceMemory memory(kGpu);
-  for (const PoisonedTensor* input : {&r.q, &r.k, &r.v, &r.gate_tensor}) {
+  for (const PoisonedTensor* input : {&r.q, &r.k, &r.v, &r.gate_tensor, &r.dout, &r.dlse}) {
     memory.add(input->memory.storage().data(), input->memory.storage().size());
   }
   for (const auto* lengths : {&r.query_lengths, &r.key_lengths}) {
     memory.add(lengths->data(), lengths->size() * sizeof(std::int32_t));
   }
   memory.add(r.always.view().words, static_cast<std::size_t>(r.always.shape().words()) * 8);
-  for (Poisoned* output : {&results.out.memory, &results.lse.memory, &results.mask_words}) {
+  for (const auto& [name, output] : results.memory()) {
     memory.add_written(output->storage().data(), output->storage().size());
   }
   ForwardArgs args;
@@ -44,13 +46,41 @@ void run_forward(const std::string& backend, const RandomProblem& r, bool captur
   args.out = memory.at(results.out.ref);
   args.lse = memory.at(results.lse.ref);
   args.mask = memory.at(results.mask);
-  const std::size_t bytes = plan.workspace_bytes(args);
+  if (!r.gate.is_none()) {
+    args.oc = memory.at(results.oc.ref);
+    args.coarse_max = memory.at(results.coarse_max.ref);
+    args.coarse_sum = memory.at(results.coarse_sum.ref);
+  }
+  BackwardArgs backward;
+  backward.q = args.q;
+  backward.k = args.k;
+  backward.v = args.v;
+  backward.lengths = args.lengths;
+  backward.scale = args.scale;
+  backward.mask = args.mask;
+  backward.gate = args.gate;
+  backward.out = args.out;
+  backward.lse = args.lse;
+  backward.oc = args.oc;
+  backward.coarse_max = args.coarse_max;
+  backward.coarse_sum = args.coarse_sum;
+  backward.dout = memory.at(r.dout.ref);
+  if (r.with_dlse) backward.dlse = memory.at(r.dlse.ref);
+  backward.dq = memory.at(results.dq);
+  backward.dk = memory.at(results.dk);
+  backward.dv = memory.at(results.dv);
+  if (r.gate.is_tensor()) backward.dgate = memory.at(results.dgate.ref);
+  const std::size_t bytes = std::max(plan.workspace_bytes(args), plan.workspace_bytes(backward));
   Poisoned scratch(bytes);
   std::byte* workspace = scratch.give_bytes(bytes);
   memory.add(scratch.storage().data(), scratch.storage().size());
   const Workspace space{memory.at(workspace), bytes};
+  const auto run = [&](cudaStream_t stream) {
+    plan.forward(args, space, stream);
+    plan.backward(backward, space, stream);
+  };
   if (!captured) {
-    plan.forward(args, space);
+    run(nullptr);
     memory.fetch();
     return;
   }
@@ -59,11 +89,11 @@ void run_forward(const std::string& backend, const RandomProblem& r, bool captur
   cudaGraphExec_t ready{};
   require(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   require(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-  plan.forward(args, space, stream);
+  run(stream);
   require(cudaStreamEndCapture(stream, &graph));
   std::size_t nodes = 0;
   require(cudaGraphGetNodes(graph, nullptr, &nodes));
-  EXPECT_LE(nodes, 5U) << "launches of a forward";
+  EXPECT_LE(nodes, 5U + 7U) << "launches of a forward and a backward";
   require(cudaGraphInstantiate(&ready, graph, 0));
   for (int replay = 0; replay < 2; ++replay) require(cudaGraphLaunch(ready, stream));
   memory.fetch();
@@ -80,11 +110,13 @@ TEST_P(CudaGraph, ReplaysToTheSameBits) {
     SCOPED_TRACE(problem->to_string());
     Results direct(*problem);
     Results replayed(*problem);
-    run_forward(GetParam(), *problem, false, direct);
-    run_forward(GetParam(), *problem, true, replayed);
-    ASSERT_TRUE(direct.out.memory.same_as(replayed.out.memory)) << "out";
-    ASSERT_TRUE(direct.lse.memory.same_as(replayed.lse.memory)) << "lse";
-    ASSERT_TRUE(direct.mask_words.same_as(replayed.mask_words)) << "mask";
+    run_both(GetParam(), *problem, false, direct);
+    run_both(GetParam(), *problem, true, replayed);
+    const auto expected = direct.memory();
+    const auto got = replayed.memory();
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+      ASSERT_TRUE(expected[i].second->same_as(*got[i].second)) << expected[i].first;
+    }
   }
 }
 

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <utility>
+
 #include "cuda/sm90/backend.hpp"
 #include "device/device_memory.hpp"
 #include "support/gpu_test.hpp"
@@ -81,6 +83,58 @@ TEST_P(CudaRefusalOnDevice, NamesTheTensor) {
     EXPECT_EQ(words[0], 0xFFFF) << "something ran";
   };
   for (const char* name : {"q", "k", "v"}) {
+    refused(name, Order::padded, 0);
+    refused(name, Order::bshd, 3);
+  }
+}
+
+/// The same of a backward, which reads q and dout by bulk copies too.
+TEST_P(CudaRefusalOnDevice, NamesTheTensorOfABackward) {
+  Problem problem;
+  problem.query = Sequence{Video{4, 8, 8}};
+  problem.heads_q = 2;
+  const Plan plan(problem, {kGpu, GetParam(), {}});
+  const std::array<std::int64_t, 4> shape = {1, 256, 2, 128};
+  const auto refused = [&](const std::string& name, Order order, std::int64_t first) {
+    PoisonedTensor good(DType::bf16, 4, shape);
+    PoisonedTensor bad(DType::bf16, 4, shape, strides_of(order, shape), first);
+    PoisonedTensor dq(DType::bf16, 4, shape);
+    PoisonedTensor lse(DType::f32, 3, {1, 2, 256});
+    Poisoned mask_memory(static_cast<std::size_t>(plan.mask_shape().words()) * 8);
+    DeviceMemory memory(kGpu);
+    for (Poisoned* part : {&good.memory, &bad.memory, &lse.memory, &mask_memory}) {
+      memory.add(part->storage().data(), part->storage().size());
+    }
+    memory.add_written(dq.memory.storage().data(), dq.memory.storage().size());
+    BackwardArgs args;
+    args.q = args.k = args.v = args.out = args.dout = memory.at(good.ref);
+    args.dq = args.dk = args.dv = memory.at(dq.ref);
+    args.lse = memory.at(lse.ref);
+    args.mask = {static_cast<std::uint64_t*>(memory.at(mask_memory.data())), plan.mask_shape()};
+    for (const auto& [input, tensor] :
+         {std::pair{"q", &args.q}, std::pair{"k", &args.k}, std::pair{"v", &args.v},
+          std::pair{"out", &args.out}, std::pair{"dout", &args.dout}}) {
+      if (name == input) *tensor = memory.at(bad.ref);
+    }
+    for (const auto& [output, tensor] :
+         {std::pair{"dq", &args.dq}, std::pair{"dk", &args.dk}, std::pair{"dv", &args.dv}}) {
+      if (name == output) *tensor = memory.at(bad.ref);
+    }
+    const std::size_t bytes = plan.workspace_bytes(args);
+    Poisoned workspace(bytes);
+    std::byte* space = workspace.give_bytes(bytes);
+    memory.add_written(workspace.storage().data(), workspace.storage().size());
+    try {
+      plan.backward(args, {memory.at(space), bytes});
+      ADD_FAILURE() << name << " was taken";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::unsupported) << error.what();
+      EXPECT_EQ(error.argument(), name) << error.what();
+    }
+    memory.fetch();
+    EXPECT_EQ(*space, std::byte{0xFF}) << "something ran";
+  };
+  for (const char* name : {"q", "k", "v", "dout", "out", "dq", "dk", "dv"}) {
     refused(name, Order::padded, 0);
     refused(name, Order::bshd, 3);
   }

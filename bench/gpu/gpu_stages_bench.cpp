@@ -245,9 +245,53 @@ class Bench {
     forward.gate = Gate(tokens(gate_));
     time("forward with gate", 0, flops, calling(&Plan::forward, forward));
     if (wanted("forward with gate")) report_call(forward);
+    run_backward(forward, 2.5 * flops);
   }
 
  private:
+  /// With a gate and without; five products where the forward has two.
+  void run_backward(ForwardArgs forward, double flops) {
+    if (!wanted("backward") && !wanted("backward with gate")) return;
+    DeviceBuffer dout(element_bytes()), dq(element_bytes()), dk(element_bytes()),
+        dv(element_bytes()), dgate(element_bytes());
+    random_fill_bf16(dout.data(), static_cast<std::int64_t>(dout.bytes() / 2), 7, nullptr);
+    const auto row_bytes = static_cast<std::size_t>(heads_ * tiles_) * 4;
+    DeviceBuffer max(row_bytes), sum(row_bytes);
+    const auto rows = [&](const DeviceBuffer& buffer, std::int64_t count) {
+      return TensorRef::dense(buffer.data(), DType::f32, 3, {1, heads_, count});
+    };
+    for (const bool gated : {false, true}) {
+      forward.gate = gated ? Gate(tokens(gate_)) : Gate();
+      forward.mask = mask();
+      forward.lse = rows(lse_, tokens_);
+      if (gated) {
+        forward.oc = pooled(oc_);
+        forward.coarse_max = rows(max, tiles_);
+        forward.coarse_sum = rows(sum, tiles_);
+      }
+      calling(&Plan::forward, forward)();
+      BackwardArgs args;
+      args.q = forward.q;
+      args.k = forward.k;
+      args.v = forward.v;
+      args.mask = forward.mask;
+      args.gate = forward.gate;
+      args.out = forward.out;
+      args.lse = forward.lse;
+      args.oc = forward.oc;
+      args.coarse_max = forward.coarse_max;
+      args.coarse_sum = forward.coarse_sum;
+      args.dout = tokens(dout);
+      args.dq = tokens(dq);
+      args.dk = tokens(dk);
+      args.dv = tokens(dv);
+      if (gated) args.dgate = tokens(dgate);
+      time(gated ? "backward with gate" : "backward", 0, flops, calling(&Plan::backward, args));
+      std::printf("%-14s workspace of it %.1f MB\n", name_.c_str(),
+                  static_cast<double>(plan_.workspace_bytes(args)) * 1e-6);
+    }
+  }
+
   /// What a call costs beside device time: the host's, and memory.
   void report_call(const ForwardArgs& forward) {
     const auto work = calling(&Plan::forward, forward);

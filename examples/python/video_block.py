@@ -3,13 +3,19 @@
     python examples/python/video_block.py
 """
 
+import functools
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 import vidsparse
 
 
-def rope(grid: tuple[int, int, int], head_dim: int) -> tuple[Tensor, Tensor]:
+@functools.lru_cache
+def rope(
+    grid: tuple[int, int, int], head_dim: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """cos and sin [T*H*W, 1, head_dim / 2] of rotary embeddings over (t, h, w)."""
     pairs = head_dim // 2
     share = (pairs - 2 * (pairs // 3), pairs // 3, pairs // 3)
@@ -18,7 +24,7 @@ def rope(grid: tuple[int, int, int], head_dim: int) -> tuple[Tensor, Tensor]:
         place.flatten()[:, None] * 10000.0 ** -(torch.arange(n) / n)
         for place, n in zip(places, share, strict=True)
     ]
-    angle = torch.cat(angles, -1)[:, None]
+    angle = torch.cat(angles, -1)[:, None].to(device)
     return angle.cos(), angle.sin()
 
 
@@ -42,15 +48,25 @@ class VideoBlock(nn.Module):
         wide = 4 * dim
         self.feed_forward = nn.Sequential(nn.Linear(dim, wide), nn.GELU(), nn.Linear(wide, dim))
 
-    def forward(self, x: Tensor, grid: tuple[int, int, int], sparsity: float) -> Tensor:
-        """x [B, T*H*W, dim] in raster order: nothing is tiled, padded or copied for attention."""
-        hidden = self.norm1(x)
-        qkv = self.to_qkv(hidden).unflatten(-1, (3, self.heads, -1))
-        q, k, v = qkv.unbind(2)
-        cos, sin = rope(grid, q.shape[-1])
-        q, k = rotate(self.norm_q(q), cos, sin), rotate(self.norm_k(k), cos, sin)
-        out = self.attention(q, k, v, hidden, grid=grid, sparsity=sparsity)
-        x = x + self.to_out(out.flatten(2))
+    def attend(self, hidden: Tensor, grid: tuple[int, int, int], sparsity: float | None) -> Tensor:
+        """hidden [B, T*H*W, dim] in raster order: nothing is tiled, padded or copied. A sparsity of
+        None is torch's dense attention."""
+        q, k, v = self.to_qkv(hidden).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        cos, sin = rope(grid, q.shape[-1], q.device)
+        q, k = (
+            rotate(norm(x.float()), cos, sin).type_as(v)
+            for norm, x in ((self.norm_q, q), (self.norm_k, k))
+        )
+        if sparsity is None:
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            out = scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        else:
+            out = self.attention(q, k, v, hidden, grid=grid, sparsity=sparsity)
+        return self.to_out(out.flatten(2))
+
+    def forward(self, x: Tensor, grid: tuple[int, int, int], sparsity: float | None) -> Tensor:
+        """x [B, T*H*W, dim]."""
+        x = x + self.attend(self.norm1(x), grid, sparsity)
         return x + self.feed_forward(self.norm2(x))
 
 
@@ -61,6 +77,6 @@ if __name__ == "__main__":
     tokens = torch.randn(1, 5 * 12 * 20, 256)
     print(vidsparse.plan(grid=grid, heads=4, head_dim=64, dtype=torch.float32, sparsity=0.8))
     with torch.no_grad():
-        dense, sparse = block(tokens, grid, 0.0), block(tokens, grid, 0.8)
+        dense, sparse = block(tokens, grid, None), block(tokens, grid, 0.8)
     apart = (sparse - dense).norm() / dense.norm()
     print(f"dense and 80 % sparse, untrained: {apart:.2%} apart")

@@ -158,14 +158,16 @@ def test_not_a_number_stays_where_it_belongs():
 
 
 def test_rows_without_weight():
-    """All scores -inf: zero rows, lse -inf, no gradients, though dout and values are infinite."""
-    run = Run(Setting(Side([(4, 4, 8)]), gate="none", top_k=2), torch.float32)
+    """All scores -inf: zero rows, lse -inf, no gradients, though dout and values are infinite. One
+    row is in a whole tile, one in a ragged one."""
+    run = Run(Setting(Side([(4, 4, 9)]), gate="none", top_k=2), torch.float32)
+    dead = [7, 8]
     run.q[..., 0], run.k[..., 0] = run.q[..., 0].abs() + 1, run.k[..., 0].abs() + 1
-    run.q[0, 7, :, 0] = -INF
+    run.q[0, dead, :, 0] = -INF
     run.forward()
-    assert (run.out[0, 7] == 0).all() and torch.isneginf(run.lse[0, :, 7]).all()
+    assert (run.out[0, dead] == 0).all() and torch.isneginf(run.lse[0, :, dead]).all()
     assert run.out.isfinite().all()
-    run.dout[0, 7] = INF
+    run.dout[0, dead] = INF
     run.backward()
     assert all(x.isfinite().all() for x in run.gradients)
-    assert (run.gradients[0][0, 7] == 0).all()
+    assert (run.gradients[0][0, dead] == 0).all()

@@ -316,7 +316,7 @@ std::vector<Target> targets() {
   const Device gpu{Device::Kind::cuda, 0};
   for (const BackendInfo& backend : backends(gpu)) {
     if (backend.kind != Device::Kind::cuda) continue;
-    list.push_back({backend.name, "", backend.verdict, gpu, false, {.gpu = true}});
+    list.push_back({backend.name, "", backend.verdict, gpu, true, {.gpu = true}});
   }
   return list;
 }

@@ -5,54 +5,83 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import valid_tokens
+from .lists import moved_up, next_pieces, piece_tokens, tile_at, tile_tokens
+from .tiles import token_rows, valid_tokens
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _walk(
-    acc, total, top, query, k, v, items, step_sign, count, k_tokens, k_facts, k_tiles, lengths,
-    k_stride_t, v_stride_t, scale2,
-    MASKED: tl.constexpr, K_LENGTHS: tl.constexpr,
+def _step(acc, total, top, query, key, value, scale2, alive, MASKED: tl.constexpr,
+          PRECISION: tl.constexpr):  # fmt: skip
+    """Online softmax over COLUMNS keys. `top` is the running maximum of the raw products; weights
+    are 2^(scale2 * (product - top)), scale2 >= 0."""
+    score = tl.dot(query, tl.trans(key), input_precision=PRECISION)
+    if MASKED:
+        score = tl.where(alive[None, :], score, float("-inf"))
+    higher = tl.maximum(top, tl.max(score, 1))
+    base = tl.where(higher == float("-inf"), 0.0, higher * scale2)
+    weight = tl.exp2(score * scale2 - base[:, None])
+    shrink = tl.exp2(top * scale2 - base)
+    total = total * shrink + tl.sum(weight, 1)
+    acc = acc * shrink[:, None]
+    acc = tl.dot(weight.to(value.dtype), value, acc, input_precision=PRECISION)
+    return acc, total, higher
+
+
+@triton.jit
+def _walk_tiles(
+    acc, total, top, query, k, v, items, count, k_tokens, k_stride_t, v_stride_t, scale2,
     E: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Online softmax over `count` listed tiles, COLUMNS keys a step. `top` is the running maximum
-    of the raw products; weights are 2^(scale2 * (product - top)), scale2 >= 0."""
+    """Whole tiles, COLUMNS keys a step."""
     PARTS: tl.constexpr = E // COLUMNS
-    slot = tl.arange(0, COLUMNS)
     dim = tl.arange(0, D)
-    # Lists are read two steps ahead and tokens one: else every step would wait for two loads in a
-    # row before its keys could even be asked for.
-    last = tl.maximum(count * PARTS - 1, 0)
-    tile = tl.load(items, mask=count > 0, other=0).to(tl.int32)
-    ahead = tl.load(items + step_sign * (tl.minimum(1, last) // PARTS), mask=count > 0, other=0)
-    token = tl.load(k_tokens + tile * E + slot)
-    for step in range(0, count * PARTS):
-        row = token.to(tl.int64)[:, None]
-        if MASKED:
-            valid = valid_tokens(k_facts, k_tiles, tile, lengths, True, K_LENGTHS)
-            alive = slot < valid - (step % PARTS) * COLUMNS
-            key = tl.load(k + row * k_stride_t + dim[None, :], mask=alive[:, None], other=0.0)
-            value = tl.load(v + row * v_stride_t + dim[None, :], mask=alive[:, None], other=0.0)
-        else:
-            key = tl.load(k + row * k_stride_t + dim[None, :])
-            value = tl.load(v + row * v_stride_t + dim[None, :])
-        tile = ahead.to(tl.int32)
-        token = tl.load(k_tokens + tile * E + (tl.minimum(step + 1, last) % PARTS) * COLUMNS + slot)
-        ahead = tl.load(items + step_sign * (tl.minimum(step + 2, last) // PARTS))
+    steps = count * PARTS
+    token = tile_tokens(tile_at(items, 0, steps, 1, PARTS), 0, steps, k_tokens, E, COLUMNS)
+    after = tile_tokens(tile_at(items, 1, steps, 1, PARTS), 1, steps, k_tokens, E, COLUMNS)
+    ahead = tile_at(items, 2, steps, 1, PARTS)
+    for step in range(0, steps):
+        key = tl.load(token_rows(k, token, k_stride_t) + dim[None, :])
+        value = tl.load(token_rows(v, token, v_stride_t) + dim[None, :])
+        token = moved_up(after, steps)
+        after = tile_tokens(ahead, step + 2, steps, k_tokens, E, COLUMNS)
+        ahead = tile_at(items, step + 3, steps, 1, PARTS)
+        acc, total, top = _step(
+            acc, total, top, query, key, value, scale2, None, False, PRECISION
+        )  # fmt: skip
+    return acc, total, top
 
-        score = tl.dot(query, tl.trans(key), input_precision=PRECISION)
-        if MASKED:
-            score = tl.where(alive[None, :], score, float("-inf"))
-        higher = tl.maximum(top, tl.max(score, 1))
-        base = tl.where(higher == float("-inf"), 0.0, higher * scale2)
-        weight = tl.exp2(score * scale2 - base[:, None])
-        shrink = tl.exp2(top * scale2 - base)
-        total = total * shrink + tl.sum(weight, 1)
-        acc = acc * shrink[:, None]
-        acc = tl.dot(weight.to(value.dtype), value, acc, input_precision=PRECISION)
-        top = higher
+
+@triton.jit
+def _walk_pieces(
+    acc, total, top, query, k, v, items, count, k_tokens, k_facts, k_tiles, lengths,
+    k_stride_t, v_stride_t, scale2,
+    K_LENGTHS: tl.constexpr, E: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr,
+    PIECE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Pieces of the others, as many as make up COLUMNS slots a step."""
+    dim = tl.arange(0, D)
+    token = piece_tokens(
+        next_pieces(items, 0, count, COLUMNS, PIECE), k_tokens, k_facts, k_tiles, lengths,
+        K_LENGTHS, E, COLUMNS, PIECE,
+    )  # fmt: skip
+    ahead = next_pieces(items, 1, count, COLUMNS, PIECE)
+    for step in range(0, tl.cdiv(count, COLUMNS // PIECE)):
+        alive = token >= 0
+        key = tl.load(
+            token_rows(k, token, k_stride_t) + dim[None, :], mask=alive[:, None], other=0.0
+        )
+        value = tl.load(
+            token_rows(v, token, v_stride_t) + dim[None, :], mask=alive[:, None], other=0.0
+        )
+        token = piece_tokens(
+            ahead, k_tokens, k_facts, k_tiles, lengths, K_LENGTHS, E, COLUMNS, PIECE
+        )  # fmt: skip
+        ahead = next_pieces(items, step + 2, count, COLUMNS, PIECE)
+        acc, total, top = _step(
+            acc, total, top, query, key, value, scale2, alive, True, PRECISION
+        )  # fmt: skip
     return acc, total, top
 
 
@@ -76,11 +105,10 @@ def attend_kernel(
     heads, group, q_tiles, k_tiles, capacity, q_total,
     scale, gate_value,
     NEGATIVE: tl.constexpr,  # the scale is
-    SAME_STRIDE: tl.constexpr,  # of the tokens of k and v: one address computed for both
     GATE: tl.constexpr,  # 0 none, 1 a number, 2 a tensor
     HAS_LSE: tl.constexpr, Q_LENGTHS: tl.constexpr, K_LENGTHS: tl.constexpr,
     E: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PIECE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program ROWS queries of a tile: grid (Nq * E / ROWS, H, B)."""
     PARTS: tl.constexpr = E // ROWS
@@ -109,25 +137,23 @@ def attend_kernel(
     if NEGATIVE:
         query = (query.to(tl.float32) * -1.0).to(query.dtype)
     scale2 = tl.maximum(tl.abs(scale) * LOG2E, 1e-37)
-    if SAME_STRIDE:
-        v_stride_t = k_stride_t
     k += batch * k_stride_b + kv_head * k_stride_h
     v += batch * v_stride_b + kv_head * v_stride_h
     k_lengths += batch * k_length_stride
-    front = tl.load(counts + line * 2)
-    back = tl.load(counts + line * 2 + 1)
+    front = tl.load(counts + line * 3)
+    back = tl.load(counts + line * 3 + 1)
     items += line * capacity
 
     acc = tl.zeros([ROWS, D], tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     top = tl.full([ROWS], float("-inf"), tl.float32)
-    acc, total, top = _walk(
-        acc, total, top, query, k, v, items, 1, front, k_tokens, k_facts, k_tiles, k_lengths,
-        k_stride_t, v_stride_t, scale2, False, K_LENGTHS, E, D, COLUMNS, PRECISION,
+    acc, total, top = _walk_tiles(
+        acc, total, top, query, k, v, items, front, k_tokens, k_stride_t, v_stride_t, scale2,
+        E, D, COLUMNS, PRECISION,
     )  # fmt: skip
-    acc, total, top = _walk(
-        acc, total, top, query, k, v, items + capacity - 1, -1, back, k_tokens, k_facts, k_tiles,
-        k_lengths, k_stride_t, v_stride_t, scale2, True, K_LENGTHS, E, D, COLUMNS, PRECISION,
+    acc, total, top = _walk_pieces(
+        acc, total, top, query, k, v, items + capacity - 1, back, k_tokens, k_facts, k_tiles,
+        k_lengths, k_stride_t, v_stride_t, scale2, K_LENGTHS, E, D, COLUMNS, PIECE, PRECISION,
     )  # fmt: skip
 
     exists = slot < tl.load(q_facts + tile)  # in memory; pads of packed tiles are written too

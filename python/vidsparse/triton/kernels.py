@@ -15,15 +15,17 @@ from .attend import attend_kernel
 from .coarse import coarse_backward_kernel
 from .config import Shape, device_config
 from .gradients import key_gradients_kernel, query_gradients_kernel
+from .lent import LentMemory
 from .lists import lists_kernel
 from .pool import pool_kernel
 from .prepare import prepare_kernel
 from .select import select_kernel
-from .tiles import Tables, tables_of
+from .tiles import PIECE, Tables, tables_of
 
 LONGEST = 4096  # of a row held whole; longer ones are read again for each step
-PLAIN_WARPS = 8  # of the kernels that only move memory
-UINT16_TILES = 65536
+POOL_WARPS = 1  # sums stay in registers, where more warps would meet four times a tile
+PLAIN_WARPS = 8  # of the other kernels that only move memory
+UINT16_VALUES = 65536
 
 
 def search_shape(tiles: int, shape: Shape) -> tuple[int, int]:
@@ -38,7 +40,7 @@ def _on_its_device(method: Callable) -> Callable:
 
     @wraps(method)
     def launch(self: TritonKernels, *arguments: object, **named: object) -> object:
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" or torch.cuda.current_device() == self.device.index:
             return method(self, *arguments, **named)
         with torch.cuda.device(self.device):
             return method(self, *arguments, **named)
@@ -47,8 +49,8 @@ def _on_its_device(method: Callable) -> Callable:
 
 
 def _strides(x: Tensor) -> tuple[int, int, int]:
-    """Of batch, token and head, in elements."""
-    return x.stride(0), x.stride(1), x.stride(2)
+    """Of batch, token and head, in elements. A lone token's, which is not used, may be anything."""
+    return x.stride(0), x.stride(1) if x.shape[1] > 1 else x.shape[3], x.stride(2)
 
 
 class _Lengths:
@@ -112,7 +114,7 @@ class TritonKernels(Kernels):
             return
         inputs = [given if x is None else x for x in (q, k, v)]
         outputs = [self.no_floats if x is None else x for x in (qc, kc, vc)]
-        pool_kernel[(tiles, p.heads_q, p.batch)](
+        pool_kernel[(tiles * p.heads_q, p.batch)](
             *inputs, *outputs,
             self.query.tokens, self.key.tokens, self.query.facts, self.key.facts,
             ql.tensor, kl.tensor, ql.stride, kl.stride,
@@ -120,7 +122,7 @@ class TritonKernels(Kernels):
             self.query.tiles, self.key.tiles, p.heads_q, p.heads_kv,
             q is not None, k is not None, v is not None, ql.given, kl.given,
             self.key.slots, p.head_dim,
-            num_warps=PLAIN_WARPS,
+            num_warps=POOL_WARPS,
         )  # fmt: skip
 
     @_on_its_device
@@ -137,6 +139,24 @@ class TritonKernels(Kernels):
         coarse_max: Tensor | None,
         coarse_sum: Tensor | None,
     ) -> None:
+        self._select(
+            qc, kc, vc, lengths, selection, scale, mask, oc, coarse_max, coarse_sum, self._empty
+        )
+
+    def _select(
+        self,
+        qc: Tensor,
+        kc: Tensor,
+        vc: Tensor | None,
+        lengths: Lengths,
+        selection: Selection,
+        scale: float,
+        mask: Tensor,
+        oc: Tensor | None,
+        coarse_max: Tensor | None,
+        coarse_sum: Tensor | None,
+        empty: Callable[..., Tensor],  # makes scratch
+    ) -> None:
         p, shape = self.problem, self.config.select
         _, kl = self._lengths(lengths)
         rows, tiles = self.query.tiles, self.key.tiles
@@ -147,7 +167,7 @@ class TritonKernels(Kernels):
         search_rows, chunk = search_shape(tiles, shape)
         programs = min(items, self.select_programs)
         pitch = triton.cdiv(tiles, 128) * 128
-        scratch = self._empty(programs, block, pitch)
+        scratch = empty(programs, block, pitch)
         always = self.nothing
         always_strides = (0, 0)
         if selection.always is not None:
@@ -170,25 +190,34 @@ class TritonKernels(Kernels):
         )  # fmt: skip
 
     def _lists(
-        self, mask: Tensor, capacity: int, facts: Tables, lengths: _Lengths, whole: Tensor | None
+        self,
+        mask: Tensor,
+        most: int,
+        facts: Tables,
+        lengths: _Lengths,
+        sound: Tensor | None,
+        empty: Callable[..., Tensor],  # makes the lists
     ) -> tuple[Tensor, Tensor, int]:
-        """Lists of key tiles by query tile, or with `whole` of query tiles by key tile."""
+        """Lists of key tiles by query tile, or with `sound` of query tiles by key tile: items,
+        counts and the pitch of items. A row of the mask names at most `most` tiles."""
         p = self.problem
-        by_key = whole is not None
+        by_key = sound is not None
         lines = self.key.tiles if by_key else self.query.tiles
-        kind = torch.uint16 if facts.tiles <= UINT16_TILES else torch.int32
+        capacity = facts.tiles + facts.pieces if by_key else facts.entries[most]
         capacity = max(capacity, 1)
-        items = self._empty(p.batch, p.heads_q, lines, capacity, dtype=kind)
-        counts = self._empty(p.batch, p.heads_q, lines, 2, dtype=torch.int32)
+        values = facts.tiles * facts.slots // PIECE
+        kind = torch.uint16 if values <= UINT16_VALUES else torch.int32
+        items = empty(p.batch, p.heads_q, lines, capacity, dtype=kind)
+        counts = empty(p.batch, p.heads_q, lines, 3, dtype=torch.int32)
         halves = mask.view(torch.int32)
         block = 32
         if lines * p.batch * p.heads_q > 0:
             lists_kernel[(triton.cdiv(lines, block), p.heads_q, p.batch)](
                 halves, items, counts, facts.facts, lengths.tensor, lengths.stride,
-                self.nothing if whole is None else whole,
+                self.nothing if sound is None else sound,
                 halves.stride(0), halves.stride(1),
                 lines, facts.tiles, p.heads_q, self.words, capacity,
-                by_key, lengths.given, facts.slots, block, 128,
+                by_key, lengths.given, facts.slots, PIECE, block, 128,
                 num_warps=PLAIN_WARPS,
             )  # fmt: skip
         return items, counts, capacity
@@ -217,7 +246,7 @@ class TritonKernels(Kernels):
         lengths: Lengths,
         scale: float,
         mask: Tensor,
-        capacity: int,
+        most: int,
         gate: Gate,
         oc: Tensor | None,
         out: Tensor,
@@ -227,7 +256,7 @@ class TritonKernels(Kernels):
         ql, kl = self._lengths(lengths)
         if self.query.tiles * p.batch * p.heads_q == 0:
             return
-        items, counts, capacity = self._lists(mask, capacity, self.key, kl, None)
+        items, counts, capacity = self._lists(mask, most, self.key, kl, None, self._empty)
         weights = gate if isinstance(gate, Tensor) else q
         attend_kernel[(self.query.blocks(shape.rows), p.heads_q, p.batch)](
             q, k, v, weights, out, self.no_floats if lse is None else lse,
@@ -237,9 +266,9 @@ class TritonKernels(Kernels):
             *_strides(q), *_strides(k), *_strides(v), *_strides(weights), *_strides(out),
             p.heads_q, self.group, self.query.tiles, self.key.tiles, capacity, q.shape[1],
             scale, gate if isinstance(gate, float) else 0.0,
-            scale < 0, k.stride(1) == v.stride(1), _gate_kind(gate), lse is not None,
+            scale < 0, _gate_kind(gate), lse is not None,
             ql.given, kl.given,
-            self.key.slots, p.head_dim, shape.rows, shape.columns, self.precision,
+            self.key.slots, p.head_dim, shape.rows, shape.columns, PIECE, self.precision,
             **shape.options,
         )  # fmt: skip
 
@@ -263,24 +292,26 @@ class TritonKernels(Kernels):
         p = self.problem
         pooled = gate is not None
         b, h, d = p.batch, p.heads_q, p.head_dim
-        qc = self._empty(b, h, self.query.tiles, d)
-        kc = self._empty(b, p.heads_kv, self.key.tiles, d)
-        vc = self._empty(b, p.heads_kv, self.key.tiles, d) if pooled else None
+        lent = LentMemory(out, self._empty)
+        qc = lent.empty(b, h, self.query.tiles, d)
+        kc = lent.empty(b, p.heads_kv, self.key.tiles, d)
+        vc = lent.empty(b, p.heads_kv, self.key.tiles, d) if pooled else None
         if mask is None:
             mask = self._empty(b, h, self.query.tiles, self.words // 2, dtype=torch.int64)
         if pooled and oc is None:
             oc = self._empty(b, h, self.query.tiles, d)
         if pooled and coarse_max is None:
-            coarse_max = self._empty(b, h, self.query.tiles)
+            coarse_max = lent.empty(b, h, self.query.tiles)
         if pooled and coarse_sum is None:
-            coarse_sum = self._empty(b, h, self.query.tiles)
+            coarse_sum = lent.empty(b, h, self.query.tiles)
         self.pool(q, k, v if pooled else None, lengths, qc, kc, vc)
-        self.select(qc, kc, vc, lengths, selection, scale, mask, oc, coarse_max, coarse_sum)
-        del qc, kc, vc  # the lists take their memory
-        capacity = self.key.tiles
+        self._select(
+            qc, kc, vc, lengths, selection, scale, mask, oc, coarse_max, coarse_sum, lent.empty
+        )
+        most = self.key.tiles
         if selection.always is None and p.query_layout.plain_tiles == 0:
-            capacity = min(capacity, selection.top_k + p.key_layout.plain_tiles)
-        self._attend(q, k, v, lengths, scale, mask, capacity, gate, oc, out, lse)
+            most = min(most, selection.top_k + p.key_layout.plain_tiles)
+        self._attend(q, k, v, lengths, scale, mask, most, gate, oc, out, lse)
 
     @_on_its_device
     def backward(
@@ -312,14 +343,15 @@ class TritonKernels(Kernels):
         kind = _gate_kind(gate)
         delta = self._empty(b, h, query.tiles, query.slots)
         norms = self._empty(b, h, query.tiles, query.slots)
-        whole = self._empty(b, h, query.tiles, dtype=torch.int8)
-        d_oc = self._empty(b, h, query.tiles, d) if coarse else self.no_floats
+        lent = LentMemory(dq, self._empty)
+        sound = lent.empty(b, h, query.tiles, dtype=torch.int8)
+        d_oc = lent.empty(b, h, query.tiles, d) if coarse else self.no_floats
         weights = gate if isinstance(gate, Tensor) else q
         d_weights = q if dgate is None else dgate
         if query.tiles * b * h > 0:
             prepare_kernel[(query.tiles, h, b)](
                 out, dout, weights, d_weights, oc if coarse else self.no_floats, d_oc,
-                lse, lse if dlse is None else dlse, delta, norms, whole,
+                lse, lse if dlse is None else dlse, delta, norms, sound,
                 query.tokens, query.facts, ql.tensor, ql.stride,
                 *_strides(out), *_strides(dout), *_strides(weights), *_strides(d_weights),
                 h, query.tiles, q.shape[1], gate if isinstance(gate, float) else 0.0,
@@ -329,31 +361,34 @@ class TritonKernels(Kernels):
         dqc = dkc = dvc = self.no_floats
         if coarse:
             dqc, dkc, dvc = self._coarse_backward(
-                q, k, v, lengths, scale, oc, d_oc, coarse_max, coarse_sum
+                q, k, v, lengths, scale, oc, d_oc, coarse_max, coarse_sum, lent.empty
             )
         strides = (*_strides(q), *_strides(k), *_strides(v), *_strides(dout))
         if key.tiles * b * g > 0:
-            items, counts, capacity = self._lists(mask, query.tiles, query, ql, whole)
+            items, counts, capacity = self._lists(
+                mask, query.tiles, query, ql, sound, lent.empty
+            )
             shape = config.key_gradients
             key_gradients_kernel[(key.blocks(shape.rows), g, b)](
                 q, k, v, dout, dk, dv, norms, delta, dkc, dvc, items, counts,
                 query.tokens, key.tokens, key.facts, kl.tensor, kl.stride,
                 *strides, *_strides(dk), *_strides(dv),
                 h, self.group, query.tiles, key.tiles, capacity, scale,
-                q.stride(1) == dout.stride(1), coarse, kl.given, key.slots, d,
-                shape.rows, shape.columns, self.precision, **shape.options,
+                coarse, kl.given, key.slots, d,
+                shape.rows, shape.columns, PIECE, self.precision, **shape.options,
             )  # fmt: skip
-            del items, counts  # the other lists take the same memory
         if query.tiles * b * h > 0:
-            items, counts, capacity = self._lists(mask, key.tiles, key, kl, None)
+            items, counts, capacity = self._lists(
+                mask, key.tiles, key, kl, None, self._empty
+            )
             shape = config.query_gradients
             query_gradients_kernel[(query.blocks(shape.rows), h, b)](
                 q, k, v, dout, dq, norms, delta, dqc, items, counts,
                 query.tokens, key.tokens, query.facts, key.facts,
                 ql.tensor, kl.tensor, ql.stride, kl.stride, *strides, *_strides(dq),
                 h, self.group, query.tiles, key.tiles, capacity, scale,
-                k.stride(1) == v.stride(1), coarse, ql.given, kl.given, key.slots, d,
-                shape.rows, shape.columns, self.precision, **shape.options,
+                coarse, ql.given, kl.given, key.slots, d,
+                shape.rows, shape.columns, PIECE, self.precision, **shape.options,
             )  # fmt: skip
 
     def _coarse_backward(
@@ -367,18 +402,19 @@ class TritonKernels(Kernels):
         d_oc: Tensor,
         coarse_max: Tensor | None,
         coarse_sum: Tensor | None,
+        empty: Callable[..., Tensor],  # makes what is dead before dq is written
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of the pooled tensors, which are pooled again rather than kept."""
         p, shape = self.problem, self.config.coarse
         ql, kl = self._lengths(lengths)
         b, h, g, d = p.batch, p.heads_q, p.heads_kv, p.head_dim
-        qc = self._empty(b, h, self.query.tiles, d)
-        kc = self._empty(b, g, self.key.tiles, d)
-        vc = self._empty(b, g, self.key.tiles, d)
+        qc = empty(b, h, self.query.tiles, d)
+        kc = empty(b, g, self.key.tiles, d)
+        vc = empty(b, g, self.key.tiles, d)
         self.pool(q, k, v, lengths, qc, kc, vc)
         dqc = self._empty(b, h, self.query.tiles, d)
-        dkc = self._empty(b, g, self.key.tiles, d)
-        dvc = self._empty(b, g, self.key.tiles, d)
+        dkc = empty(b, g, self.key.tiles, d)
+        dvc = empty(b, g, self.key.tiles, d)
         blocks = triton.cdiv(self.query.tiles, shape.rows) + triton.cdiv(self.key.tiles, shape.rows)
         if blocks * b * h > 0:
             coarse_backward_kernel[(blocks, h, b)](

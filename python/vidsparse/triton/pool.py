@@ -41,10 +41,11 @@ def pool_kernel(
     Q_LENGTHS: tl.constexpr, K_LENGTHS: tl.constexpr,
     E: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """One program a tile of q, k or v: grid (tiles of all three, heads, B)."""
-    tile = tl.program_id(0)
-    head = tl.program_id(1)
-    batch = tl.program_id(2).to(tl.int64)
+    """One program a tile of q, k or v: grid (tiles of all three * heads, B). Heads follow each
+    other, for a token's are neighbours in memory."""
+    tile = tl.program_id(0) // heads
+    head = tl.program_id(0) % heads
+    batch = tl.program_id(1).to(tl.int64)
     q_part = q_tiles if HAS_Q else 0
     k_part = k_tiles if HAS_K else 0
     if tile < q_part:

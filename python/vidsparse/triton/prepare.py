@@ -15,7 +15,7 @@ def prepare_kernel(
     oc, d_oc,  # fp32 [B, H, Nq, D]
     lse, dlse,  # fp32 [B, H, Sq]
     delta, norms,  # fp32 [B, H, Nq, E]: by slot, so that a step of the walks reads them in a row
-    whole,  # int8 [B, H, Nq]: full tile without rows of lse = -inf
+    sound,  # int8 [B, H, Nq]: no token of the tile has lse = -inf
     q_tokens, q_facts, q_lengths, q_length_stride,
     o_stride_b, o_stride_t, o_stride_h,
     do_stride_b, do_stride_t, do_stride_h,
@@ -82,7 +82,7 @@ def prepare_kernel(
         place = (plane * q_tiles + tile) * E + start + row
         tl.store(delta + place, tl.where(dead, 0.0, total))
         tl.store(norms + place, tl.where(dead, float("inf"), norm * LOG2E))
-        dead_rows += tl.sum(dead.to(tl.int32), 0)
+        dead_rows += tl.sum((dead & alive).to(tl.int32), 0)
     if GATE != 0:
         tl.store(d_oc + (plane * q_tiles + tile) * D + dim, d_pooled)
-    tl.store(whole + plane * q_tiles + tile, (dead_rows == 0).to(tl.int8))
+    tl.store(sound + plane * q_tiles + tile, (dead_rows == 0).to(tl.int8))

@@ -10,6 +10,11 @@ from .tiles import valid_tokens
 NOTHING = tl.constexpr(-(2**31))  # orders below every score, NaN included: not a candidate
 
 
+# A chunk of score rows is [ROWS, CHUNK / LANES, LANES]: Triton spreads LANES over one warp and ROWS
+# over several, so that a row is counted inside a warp, without barriers.
+LANES = tl.constexpr(128)
+
+
 @triton.jit
 def _sort_keys(score, candidate):
     """int32 that order as scores do: -0 and +0 tie, NaN lies below -inf."""
@@ -73,7 +78,7 @@ def _score_rows(
 
 @triton.jit(
     do_not_specialize=[
-        "batch_size", "heads", "group", "rows", "k_tiles", "pitch", "words", "top_k", "plain_k",
+        "batch_size", "heads", "group", "rows", "k_tiles", "words", "top_k", "plain_k",
         "exempt", "always_stride_b", "always_stride_h",
     ]
 )  # fmt: skip
@@ -134,8 +139,14 @@ def _load_keys(
     """Sort keys of a chunk of score rows. Exempt Plain chunks are no candidates."""
     some, plain = _tile_rules(facts, tiles, tile, lengths, LENGTHS)
     candidate = some & ((plain == 0) | (exempt == 0))
-    score = tl.load(address + tile[None, :], mask=(tile < pitch)[None, :], other=0.0)
-    return _sort_keys(score, candidate[None, :])
+    score = tl.load(address[:, None, None] + tile, mask=tile < pitch, other=0.0)
+    return _sort_keys(score, candidate)
+
+
+@triton.jit
+def _row_sums(values):
+    """[ROWS] of int32 [ROWS, CHUNK / LANES, LANES]."""
+    return tl.sum(tl.sum(values, 1), 1)
 
 
 @triton.jit
@@ -145,14 +156,21 @@ def _count_above(
 ):  # fmt: skip
     """Keys of each row above the row's bound, out of `keys` where they are the whole row."""
     if WHOLE:
-        count = tl.sum((keys > bound[:, None]).to(tl.int32), 1)
+        count = _row_sums((keys > bound[:, None, None]).to(tl.int32))
     else:
         count = tl.zeros_like(bound)
         for start in range(0, tiles, CHUNK):
-            tile = start + tl.arange(0, CHUNK)
+            tile = start + _chunk_tiles(CHUNK)
             chunk = _load_keys(address, tile, pitch, facts, tiles, lengths, exempt, LENGTHS)
-            count += tl.sum((chunk > bound[:, None]).to(tl.int32), 1)
+            count += _row_sums((chunk > bound[:, None, None]).to(tl.int32))
     return count
+
+
+@triton.jit
+def _chunk_tiles(CHUNK: tl.constexpr):
+    """Tile numbers [1, CHUNK / LANES, LANES] of the first chunk."""
+    block = tl.arange(0, CHUNK // LANES) * LANES
+    return block[None, :, None] + tl.arange(0, LANES)[None, None, :]
 
 
 @triton.jit
@@ -167,9 +185,9 @@ def _choose_rows(
     row = first_row + line
     inside_row = row < rows
     plain_row = tl.load(q_facts + 3 * rows + row, mask=inside_row, other=0) != 0
-    column = tl.arange(0, CHUNK)
-    address = scores + line[:, None] * pitch
-    keys = tl.zeros([1, 1], tl.int32)
+    column = _chunk_tiles(CHUNK)
+    address = scores + line * pitch
+    keys = tl.zeros([1, 1, 1], tl.int32)
     if WHOLE:
         keys = _load_keys(address, column, pitch, k_facts, k_tiles, lengths, exempt, K_LENGTHS)
 
@@ -183,14 +201,15 @@ def _choose_rows(
     reached = candidates
     bit = NOTHING + 0
     while bit != 0:
-        trial = threshold ^ bit
-        reach = _count_above(
-            trial - 1, keys, address, pitch, k_facts, k_tiles, lengths,
-            exempt, K_LENGTHS, CHUNK, WHOLE,
-        )  # fmt: skip
-        threshold = tl.where(reach >= wanted, trial, threshold)
-        reached = tl.where(reach >= wanted, reach, reached)
-        bit = tl.where(bit == NOTHING, 1 << 30, bit >> 1)
+        for _ in range(4):
+            trial = threshold ^ bit
+            reach = _count_above(
+                trial - 1, keys, address, pitch, k_facts, k_tiles, lengths,
+                exempt, K_LENGTHS, CHUNK, WHOLE,
+            )  # fmt: skip
+            threshold = tl.where(reach >= wanted, trial, threshold)
+            reached = tl.where(reach >= wanted, reach, reached)
+            bit = (bit >> 1) & 0x7FFFFFFF
         # Done before the last bit where no row has ties or near ones across its threshold.
         bit = tl.where(tl.max(reached - wanted, 0) == 0, 0, bit)
     above = _count_above(
@@ -205,24 +224,28 @@ def _choose_rows(
             here = keys
         else:
             here = _load_keys(address, tile, pitch, k_facts, k_tiles, lengths, exempt, K_LENGTHS)
-        ties = (here == threshold[:, None]).to(tl.int32)
-        kept = (ties != 0) & (tl.cumsum(ties, 1) <= spare[:, None])
-        spare -= tl.sum(ties, 1)
+        ties = (here == threshold[:, None, None]).to(tl.int32)
+        blocks = tl.sum(ties, 2)
+        rank = tl.cumsum(ties, 2) + (tl.cumsum(blocks, 1) - blocks)[:, :, None]
+        kept = (ties != 0) & (rank <= spare[:, None, None])
+        spare -= tl.sum(blocks, 1)
         some, plain = _tile_rules(k_facts, k_tiles, tile, lengths, K_LENGTHS)
-        apart = plain & (exempt != 0)
-        chosen = (here > threshold[:, None]) | kept | apart[None, :] | plain_row[:, None]
+        chosen = (here > threshold[:, None, None]) | kept | plain_row[:, None, None]
+        chosen = chosen | (plain & (exempt != 0))
         if HAS_ALWAYS:
             word = tl.load(
-                always + row.to(tl.int64)[:, None] * words + (tile // 32)[None, :],
-                mask=inside_row[:, None] & (tile < k_tiles)[None, :],
+                always + row.to(tl.int64)[:, None, None] * words + tile // 32,
+                mask=inside_row[:, None, None] & (tile < k_tiles),
                 other=0,
             )
-            chosen = chosen | (((word >> (tile % 32)[None, :]) & 1) != 0)
-        chosen = chosen & some[None, :]
-        bits = tl.reshape(chosen.to(tl.int32) << (tile % 32)[None, :], [ROWS, CHUNK // 32, 32])
-        half = start // 32 + tl.arange(0, CHUNK // 32)
+            chosen = chosen | (((word >> (tile % 32)) & 1) != 0)
+        chosen = chosen & some
+        bits = chosen.to(tl.int32) << (tile % 32)
+        bits = tl.sum(tl.reshape(bits, [ROWS, CHUNK // LANES, LANES // 32, 32]), 3)
+        block = start // 32 + tl.arange(0, CHUNK // LANES) * (LANES // 32)
+        half = block[None, :, None] + tl.arange(0, LANES // 32)[None, None, :]
         tl.store(
-            mask + row.to(tl.int64)[:, None] * words + half[None, :],
-            tl.sum(bits, 2),
-            mask=inside_row[:, None] & (half < words)[None, :],
+            mask + row.to(tl.int64)[:, None, None] * words + half,
+            bits,
+            mask=inside_row[:, None, None] & (half < words),
         )

@@ -12,16 +12,20 @@ from torch import Tensor
 
 from ..layout import TileLayout
 
+PIECE = 16  # slots of a ragged tile that a list of keys names at once
+
 
 @dataclass(frozen=True)
 class Tables:
     """A TileLayout on a device. Kernels know no boxes and no segments: a slot's token is looked up,
     and what a tile holds is a number, so one kernel reads every layout in place."""
 
-    tokens: Tensor  # int32 [tiles, E]: the token in each slot; pads name token 0 and are never used
+    tokens: Tensor  # int32 [tiles, E]: the token in each slot, -1 in pads
     facts: Tensor  # int32 [4, tiles]: capacity, length column (-1: none), first slot in it, plain
     tiles: int
     slots: int  # E
+    entries: tuple[int, ...]  # of a list of tiles, most of one tile, of two, ...
+    pieces: int  # of the tiles that are ragged whatever the lengths
 
     def blocks(self, rows: int) -> int:
         """Programs of `rows` slots each that make up all tiles."""
@@ -45,8 +49,15 @@ def tables_of(layout: TileLayout, device: torch.device) -> Tables:
             facts[3, where] = 1
     if layout.tiles == 0:  # kernels look one list entry ahead, even of an empty list
         tokens = torch.zeros(1, layout.slots, dtype=torch.int64, device="cpu")
-    tokens = tokens.clamp_(min=0).to(torch.int32)
-    return Tables(tokens.to(device), facts.to(device), layout.tiles, layout.slots)
+    pieces = (facts[0] + PIECE - 1) // PIECE
+    fixed = facts[1] < 0
+    ragged = int(pieces[fixed & (facts[0] < layout.slots)].sum())
+    pieces[fixed & (facts[0] == layout.slots)] = 1
+    entries = pieces.sort(descending=True).values.cumsum(0).tolist()
+    return Tables(
+        tokens.to(device, torch.int32), facts.to(device), layout.tiles, layout.slots,
+        (0, *entries), ragged,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -61,3 +72,15 @@ def valid_tokens(facts, tiles, tile, lengths, inside, HAS_LENGTHS: tl.constexpr)
         here = tl.minimum(tl.maximum(length - first, 0), capacity)
         capacity = tl.where(column >= 0, here, capacity)
     return capacity
+
+
+@triton.jit
+def token_rows(x, token, stride):
+    """Pointers [n, 1] to the first elements of the tokens' rows: of 2 bytes an element with one
+    32-bit multiplication each, where 64-bit ones would take six instructions in every step."""
+    if x.dtype.element_ty.primitive_bitwidth == 16 and stride.dtype == tl.int32:
+        bytes = (stride.to(tl.uint32) * 2).to(tl.uint64)
+        row = token.to(tl.uint32).to(tl.uint64) * bytes
+        start = x.to(tl.pointer_type(tl.int8)) + row[:, None]
+        return start.to(tl.pointer_type(x.dtype.element_ty))
+    return x + token.to(tl.int64)[:, None] * stride

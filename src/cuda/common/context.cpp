@@ -28,7 +28,9 @@ void check(cudaError_t status, const char* what) {
 
 CurrentDevice::CurrentDevice(int index) : index_(index) {
   check(cudaGetDevice(&former_), "cudaGetDevice");
-  if (former_ != index_) check(cudaSetDevice(index_), "cudaSetDevice");
+  // Even if it is the current one: a thread that has not used CUDA yet (autograd's) has no context,
+  // which the driver needs to encode tensor maps.
+  check(cudaSetDevice(index_), "cudaSetDevice");
 }
 
 CurrentDevice::~CurrentDevice() {
@@ -42,6 +44,14 @@ bool rows_aligned(const TensorView& tensor) {
     aligned = aligned && (tensor.shape[i] <= 1 || tensor.strides[i] % vector == 0);
   }
   return aligned;
+}
+
+void require_aligned_rows(const char* name, const TensorView& tensor) {
+  if (!tensor || rows_aligned(tensor)) return;
+  throw Error(ErrorCode::unsupported, name,
+              "expected rows that start at multiples of 16 bytes, got " + to_string(tensor) +
+                  " with strides " + std::to_string(tensor.strides[0]) + ", " +
+                  std::to_string(tensor.strides[1]) + ", " + std::to_string(tensor.strides[2]));
 }
 
 }  // namespace vidsparse::cuda

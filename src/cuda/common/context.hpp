@@ -67,5 +67,7 @@ Tensor<T> by_head(const BasicTensor<Pointer>& tensor) {
 
 /// Whether every row of a tensor starts at a multiple of 16 bytes.
 bool rows_aligned(const TensorView& tensor);
+/// Throws Error naming `name` unless it does; an absent tensor is fine.
+void require_aligned_rows(const char* name, const TensorView& tensor);
 
 }  // namespace vidsparse::cuda

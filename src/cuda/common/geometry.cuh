@@ -159,6 +159,14 @@ struct Side {
     return result;
   }
 
+  /// The token of a slot that holds none but lies in memory: pads of packed tiles, and tokens past
+  /// a Plain segment's run-time length. -1 otherwise.
+  constexpr std::int32_t pad_token(const Fragment& rows, std::int32_t slot) const {
+    const Raster& segment = segments[rows.segment];
+    const bool line = segment_count > 0 && segment.line == 1;
+    return line && rows.origin.w + slot < segment.grid.w ? rows.first_token + slot : -1;
+  }
+
   /// n_j: the valid tokens of a tile.
   constexpr std::int32_t valid_tokens(std::int32_t batch, std::int32_t tile) const {
     const Raster& segment = segments[segment_of(tile)];

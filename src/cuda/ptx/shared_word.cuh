@@ -18,4 +18,11 @@ __device__ inline std::uint32_t load_acquire(std::uint32_t address) {
   return value;
 }
 
+/// 9.7.9.8 ld.relaxed: the word alone.
+__device__ inline std::uint32_t load_relaxed(std::uint32_t address) {
+  std::uint32_t value;
+  asm volatile("ld.relaxed.cta.shared::cta.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+  return value;
+}
+
 }  // namespace vidsparse::ptx

@@ -18,6 +18,17 @@ __device__ inline void tma_load(uint32_t destination, const CUtensorMap* map, ui
       : "memory");
 }
 
+/// 9.7.9.27.1.1 cp.async.bulk, global to shared: `bytes` in a row, a multiple of 16 as both
+/// addresses are; they complete on `barrier`.
+__device__ inline void bulk_load(uint32_t destination, const void* source, uint32_t bytes,
+                                 uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(destination),
+      "l"(source), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
 /// 9.7.13.4 fence.proxy.async: ordinary writes to shared memory become visible to wgmma and TMA.
 __device__ inline void fence_proxy_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

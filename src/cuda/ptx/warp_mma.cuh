@@ -19,6 +19,25 @@ __device__ inline void mma_m16n8k16(float (&sum)[4], const std::uint32_t (&a)[4]
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+/// sum += a * b over 16x8x8, factors in tf32, fp32 sums. With g = lane / 4 and t = lane % 4 the
+/// lane holds a at rows g, g+8, g, g+8 and columns t, t, t+4, t+4; b at rows t, t+4 of column g;
+/// sums as above. PTX ISA, "mma.m16n8k8".
+__device__ inline void mma_m16n8k8(float (&sum)[4], const float (&a)[4], const float (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+        "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+}
+
+/// The nearest number of tf32: fp32 with 10 bits after the point. PTX ISA, "cvt.rna.tf32".
+__device__ inline float round_tf32(float x) {
+  std::uint32_t word;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(word) : "f"(x));
+  return __uint_as_float(word);
+}
+
 /// The address of an object in shared memory as instructions on it take it.
 __device__ inline std::uint32_t shared_address(const void* object) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(object));

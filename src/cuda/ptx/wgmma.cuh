@@ -127,6 +127,35 @@ __device__ inline void wgmma(float (&d)[32], uint64_t a, uint64_t b, bool accumu
   }
 }
 
+/// 9.7.15.5.2 wgmma.mma_async m64n16k16: d = a.b (+ d), both in shared memory.
+template <class Element, bool TransposeA, bool TransposeB>
+__device__ inline void wgmma(float (&d)[8], uint64_t a, uint64_t b, bool accumulate) {
+  if constexpr (std::is_same_v<Element, __nv_bfloat16>) {
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "setp.ne.b32 p, %10, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7}, %8, %9, p, 1, 1, %11, %12;\n"
+        "}"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+          "+f"(d[7])
+        : "l"(a), "l"(b), "r"(int(accumulate)), "n"(int(TransposeA)), "n"(int(TransposeB)));
+  } else {
+    static_assert(std::is_same_v<Element, __half>);
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "setp.ne.b32 p, %10, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7}, %8, %9, p, 1, 1, %11, %12;\n"
+        "}"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+          "+f"(d[7])
+        : "l"(a), "l"(b), "r"(int(accumulate)), "n"(int(TransposeA)), "n"(int(TransposeB)));
+  }
+}
+
 /// 9.7.15.5.2 wgmma.mma_async m64n128k16: d = a.b (+ d), a in registers.
 template <class Element, bool TransposeB>
 __device__ inline void wgmma(float (&d)[64], const uint32_t* a, uint64_t b, bool accumulate) {

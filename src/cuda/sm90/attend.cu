@@ -77,14 +77,6 @@ Memory take(core::Arena& arena, const Schedule& schedule) {
           arena.take<std::uint32_t>(schedule.arrivals)};
 }
 
-void require_aligned_rows(const char* name, const TensorView& tensor) {
-  if (!tensor || rows_aligned(tensor)) return;
-  throw Error(ErrorCode::unsupported, name,
-              "expected rows that start at multiples of 16 bytes, got " + to_string(tensor) +
-                  " with strides " + std::to_string(tensor.strides[0]) + ", " +
-                  std::to_string(tensor.strides[1]) + ", " + std::to_string(tensor.strides[2]));
-}
-
 template <class T>
 AttendParameters<T> make_parameters(const Context& context, const AttendArgs& args,
                                     const Schedule& schedule, const Memory& memory) {

@@ -51,18 +51,22 @@ struct AttendConfig {
   static constexpr int kOrderRing = (kQueues + 4 * kConsumers * kQueue + 15) / 16 * 16;
   static constexpr int kPlan = kOrderRing + 32 * kOrders;
   static constexpr int kDone = kPlan + 4 * kConsumers * kRanks;
+  static constexpr int kRowSlots = 0;  ///< nothing comes with a slot of K
+  static constexpr int kRowBytes = 0;
   static constexpr int kSharedBytes = kDone + 4 * 2;
   static_assert(kSharedBytes <= 227 * 1024);
   static_assert(kQueue >= kValueSlots + 2);
 };
 
 /// What a consumer is told: to attend a key fragment, or that its item is done.
-///   31..30 lap of the queue   29 end   28 some slots are not valid
+///   31..30 lap of the queue   29 end   28 some slots are not valid, or of an end: not the item's,
+///   only that of its wide fragments
 ///   27..24 key slot   23 its parity   22..19 value slot   18 its parity
 ///   17..0 index in the fragment table
 struct Command {
   static constexpr std::uint32_t kEnd = 1U << 29;
   static constexpr std::uint32_t kPartial = 1U << 28;
+  static constexpr std::uint32_t kNarrowNext = 1U << 28;
   static constexpr std::int32_t kMaxFragments = 1 << 18;
 
   static constexpr bool is_end(std::uint32_t command) { return (command & kEnd) != 0; }

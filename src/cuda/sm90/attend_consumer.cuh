@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "cuda/common/row_words.cuh"
 #include "cuda/ptx/mbarrier.cuh"
 #include "cuda/ptx/shared_word.cuh"
 #include "cuda/ptx/tma.cuh"

@@ -2,54 +2,12 @@
 
 #include <cstdint>
 
+#include "cuda/common/row_words.cuh"
 #include "cuda/sm90/attend_parameters.hpp"
 #include "cuda/sm90/attend_plan.cuh"
 #include "cuda/sm90/softmax.cuh"
 
 namespace vidsparse::cuda::sm90 {
-
-/// Two elements of a row as numbers.
-template <class T>
-__device__ inline float2 unpack(std::uint32_t word) {
-  if constexpr (std::is_same_v<T, __half>) {
-    __half2 pair;
-    memcpy(&pair, &word, sizeof(word));
-    return __half22float2(pair);
-  } else {
-    __nv_bfloat162 pair;
-    memcpy(&pair, &word, sizeof(word));
-    return __bfloat1622float2(pair);
-  }
-}
-
-/// Four registers of each thread of a quad, exchanged so that thread t of it holds register t of
-/// all four, in their order.
-__device__ inline void transpose_quad(std::uint32_t (&x)[4], int t) {
-#pragma unroll
-  for (int step = 1; step <= 2; step *= 2) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (i & step) continue;
-      const bool upper = t & step;
-      const std::uint32_t given = upper ? x[i] : x[i + step];
-      const std::uint32_t got = __shfl_xor_sync(~0U, given, step);
-      if (upper) {
-        x[i] = got;
-      } else {
-        x[i + step] = got;
-      }
-    }
-  }
-}
-
-/// The token of a slot that holds none but lies in memory: pads of packed tiles, and tokens past a
-/// Plain segment's run-time length. -1 otherwise.
-template <class T>
-__device__ inline int pad_token(const AttendParameters<T>& p, const Fragment& rows, int slot) {
-  const Raster& segment = p.query.segments[rows.segment];
-  const bool line = p.query.segment_count > 0 && segment.line == 1;
-  return line && rows.origin.w + slot < segment.grid.w ? rows.first_token + slot : -1;
-}
 
 /// Combines a query fragment's accumulators with the gated coarse output and writes out and lse.
 /// Pads become 0 and -inf.
@@ -66,7 +24,7 @@ __device__ void store_rows(const AttendParameters<T>& p, const Item& item, int t
   for (int r = 0; r < 2; ++r) {
     const int slot = warp * 16 + lane / 4 + 8 * r;
     valid[r] = rows.token(slot);
-    token[r] = valid[r] >= 0 ? valid[r] : pad_token(p, rows, slot);
+    token[r] = valid[r] >= 0 ? valid[r] : p.query.pad_token(rows, slot);
     if (p.lse.data != nullptr && quad == 0 && token[r] >= 0) {
       *p.lse.at(item.batch, item.head, token[r]) =
           valid[r] >= 0 ? softmax.log_sum_exp(r) : -INFINITY;

@@ -11,11 +11,10 @@
 
 namespace vidsparse::cuda::sm90 {
 
-/// One block a multiprocessor; attend_config.hpp is its plan.
-template <class T, class Config>
-__global__ void __launch_bounds__(Config::kThreads, 1)
-    attend_kernel(const __grid_constant__ AttendParameters<T> parameters) {
-  extern __shared__ __align__(1024) char shared[];
+/// What every thread of a block does, one block a multiprocessor: sets up the barriers, then works
+/// as consumer, planner or loader. `Config` is its plan on one page.
+template <class Consumer, class Config, class Parameters>
+__device__ void run_block(const Parameters& parameters, char* shared) {
   const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));
 
   if (threadIdx.x == 0) {
@@ -44,15 +43,23 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     ptx::release_registers<Config::kProducerRegisters>();
     const int warp = __shfl_sync(~0U, threadIdx.x / 32, 0) - Config::kWarps;
     if (warp == 0) {
-      Planner<T, Config>(parameters, shared, address).run();
+      Planner<Parameters, Config>(parameters, shared, address).run();
     } else if (threadIdx.x % 32 == 0) {
-      if (warp == 1) Loader<T, Config, false>(parameters, shared, address).run();
-      if (warp == 2) Loader<T, Config, true>(parameters, shared, address).run();
+      if (warp == 1) Loader<Parameters, Config, false>(parameters, shared, address).run();
+      if (warp == 2) Loader<Parameters, Config, true>(parameters, shared, address).run();
     }
   } else {
     ptx::claim_registers<Config::kConsumerRegisters>();
-    Consumer<T, Config>(parameters, shared, address, warpgroup).run();
+    Consumer(parameters, shared, address, warpgroup).run();
   }
+}
+
+/// attend_config.hpp is its plan.
+template <class T, class Config>
+__global__ void __launch_bounds__(Config::kThreads, 1)
+    attend_kernel(const __grid_constant__ AttendParameters<T> parameters) {
+  extern __shared__ __align__(1024) char shared[];
+  run_block<Consumer<T, Config>, Config>(parameters, shared);
 }
 
 }  // namespace vidsparse::cuda::sm90

@@ -8,16 +8,15 @@
 #include "cuda/ptx/tma.cuh"
 #include "cuda/sm90/attend_config.hpp"
 #include "cuda/sm90/attend_pace.cuh"
-#include "cuda/sm90/attend_parameters.hpp"
 #include "cuda/sm90/attend_plan.cuh"
 
 namespace vidsparse::cuda::sm90 {
 
 /// The thread that loads K, or the one that loads V and then tells the consumers.
-template <class T, class Config, bool IsValue>
+template <class Parameters, class Config, bool IsValue>
 class Loader {
  public:
-  __device__ Loader(const AttendParameters<T>& parameters, char* shared, std::uint32_t address)
+  __device__ Loader(const Parameters& parameters, char* shared, std::uint32_t address)
       : p_(parameters),
         orders_(reinterpret_cast<const Order*>(shared + Config::kOrderRing)),
         words_(address + Config::kOrderRing + offsetof(Order, word)),
@@ -25,10 +24,11 @@ class Loader {
         queues_(address + Config::kQueues),
         full_(address + (IsValue ? Config::kFullV : Config::kFullK)),
         empty_(address + (IsValue ? Config::kEmptyV : Config::kEmptyK)),
-        slots_(address + (IsValue ? Config::kValues : Config::kKeys)) {}
+        slots_(address + (IsValue ? Config::kValues : Config::kKeys)),
+        rows_(address + Config::kRowSlots) {}
 
   __device__ void run() {
-    Pace<T> pace(p_);
+    Pace<Parameters> pace(p_);
     for (std::uint32_t number = 0;; ++number) {
       const std::uint32_t at = number % Config::kOrders;
       const std::uint32_t lap = Command::lap(number, Config::kOrders);
@@ -61,9 +61,17 @@ class Loader {
         IsValue ? Command::value_parity(order.command) : Command::key_parity(order.command);
     const std::uint32_t full = full_ + 8 * slot;
     const std::uint32_t empty = empty_ + 8 * slot;
-    const CUtensorMap* map = (IsValue ? p_.v.maps : p_.k.maps) + order.segment;
+    const CUtensorMap* map = (IsValue ? p_.v.maps : p_.k.maps) + Order::segment(order.place);
+    constexpr bool kWithRows = !IsValue && Config::kRowBytes > 0;
     ptx::mbarrier_wait(empty, parity ^ 1);
-    ptx::mbarrier_arrive_expect_tx(full, Config::kFragmentBytes);
+    ptx::mbarrier_arrive_expect_tx(full,
+                                   Config::kFragmentBytes + (kWithRows ? Config::kRowBytes : 0));
+    if constexpr (kWithRows) {
+      const std::int64_t fragment = std::int64_t{Order::plane(order.place)} * p_.key_fragments +
+                                    Command::fragment(order.command);
+      ptx::bulk_load(rows_ + slot * Config::kRowBytes, p_.rows + fragment * (Config::kRowBytes / 4),
+                     Config::kRowBytes, full);
+    }
     ptx::tma_load(slots_ + slot * Config::kFragmentBytes, map, full, 0, order.w, order.h, order.t,
                   IsValue ? order.column_v : order.column_k);
     const std::uint32_t absent = 4 * (Config::kConsumers - __popc(users));
@@ -80,7 +88,7 @@ class Loader {
     }
   }
 
-  const AttendParameters<T>& p_;
+  const Parameters& p_;
   const Order* orders_;
   std::uint32_t words_;
   std::uint32_t done_;  ///< orders K's loader is done with; then V's
@@ -88,6 +96,7 @@ class Loader {
   std::uint32_t full_;
   std::uint32_t empty_;
   std::uint32_t slots_;
+  std::uint32_t rows_;                           ///< what comes with each slot of K, if anything
   std::uint32_t told_[Config::kConsumers] = {};  ///< commands, by V's loader
 };
 

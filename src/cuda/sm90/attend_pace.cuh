@@ -2,8 +2,6 @@
 
 #include <cstdint>
 
-#include "cuda/sm90/attend_parameters.hpp"
-
 namespace vidsparse::cuda::sm90 {
 
 /// Keeps the blocks of a launch at the same place of the key tiles, where a head's K and V do not
@@ -11,10 +9,10 @@ namespace vidsparse::cuda::sm90 {
 /// fragments; each block counts itself in at every step and waits, for a bounded time, until all
 /// have passed an earlier step. A block that ever waited in vain runs freely from then on, so a
 /// machine shared with others loses one wait only. Called by one thread of a block.
-template <class T>
+template <class Parameters>
 class Pace {
  public:
-  __device__ explicit Pace(const AttendParameters<T>& parameters) : p_(parameters) {}
+  __device__ explicit Pace(const Parameters& parameters) : p_(parameters) {}
 
   /// This block is about to be in step number `steps` - 1 of all its items.
   __device__ void step(int steps) {
@@ -47,7 +45,7 @@ class Pace {
     return (p_.items + blocks - 1) / blocks * p_.pace_steps;
   }
 
-  const AttendParameters<T>& p_;
+  const Parameters& p_;
   int done_ = 0;
   bool waits_ = true;
 };

@@ -46,12 +46,15 @@ struct AttendParameters {
 
   const KeyFragment* table = nullptr;  ///< [batches, key fragments]
   std::int64_t table_batch = 0;        ///< entries from one batch entry to the next, 0: shared
+  std::int64_t table_head = 0;
   std::int32_t key_fragments = 0;
   Divider fragments_per_tile;
   bool clear_pads = false;  ///< slots that are not valid may hold anything, not zeros
+  bool narrow = false;      ///< fragments of at most 16 slots, the first ones, come apart and last
 
   std::int32_t heads = 0;
-  std::int32_t group = 1;  ///< query heads that share a key head
+  std::int32_t group = 1;    ///< query heads that share a key head
+  std::int32_t members = 1;  ///< heads an item walks one after the other
   std::int32_t query_fragments = 0;
   std::int32_t items_per_head = 0;
   std::int32_t items = 0;

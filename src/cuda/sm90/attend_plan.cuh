@@ -3,7 +3,6 @@
 #include <cstdint>
 
 #include "cuda/sm90/attend_config.hpp"
-#include "cuda/sm90/attend_parameters.hpp"
 
 namespace vidsparse::cuda::sm90 {
 
@@ -13,8 +12,8 @@ struct Item {
   int head;
   int first_fragment;  ///< of its three query fragments
 
-  template <class T>
-  __device__ static Item of(int index, const AttendParameters<T>& p, int consumers) {
+  template <class Parameters>
+  __device__ static Item of(int index, const Parameters& p, int consumers) {
     const int row = index / p.items_per_head;
     const int batch = row / p.heads;
     return {batch, row - batch * p.heads, (index - row * p.items_per_head) * consumers};
@@ -24,13 +23,15 @@ struct Item {
 /// What the loaders are told: everything worked out.
 struct alignas(16) Order {
   std::int32_t w, h, t;   ///< coordinates of the fragment
-  std::int32_t segment;   ///< which map
+  std::uint32_t place;    ///< 3..0 which map   31..4 batch entry and head, where rows are loaded
   std::int32_t column_k;  ///< coordinate J in K
   std::int32_t column_v;  ///< and in V
   std::uint32_t command;  ///< for the consumers; kEnd: the item is done
   /// 2..0 users (bit c: consumer c)   3 stop   29..4 steps of the pace, or 0   31..30 lap
   std::uint32_t word;
 
+  static constexpr std::uint32_t segment(std::uint32_t place) { return place & 15; }
+  static constexpr std::uint32_t plane(std::uint32_t place) { return place >> 4; }
   static constexpr std::uint32_t kStop = 8;
   static constexpr std::uint32_t users(std::uint32_t word) { return word & 7; }
   static constexpr std::int32_t pace_steps(std::uint32_t word) {

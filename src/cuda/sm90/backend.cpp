@@ -7,6 +7,7 @@
 #include "cuda/common/device.hpp"
 #include "cuda/common/stages.hpp"
 #include "cuda/sm90/attend.hpp"
+#include "cuda/sm90/backward.hpp"
 #include "vidsparse/error.hpp"
 
 namespace vidsparse::cuda::sm90 {
@@ -20,6 +21,7 @@ class Sm90Kernels final : public core::StagedKernels {
     const CurrentDevice current(setting.device.index);
     prepare_select(context_);
     prepare_attend(context_);
+    prepare_backward(context_);
   }
 
   std::size_t workspace_bytes(const PoolArgs&) const override { return 0; }
@@ -29,7 +31,9 @@ class Sm90Kernels final : public core::StagedKernels {
   std::size_t workspace_bytes(const AttendArgs& args) const override {
     return attend_bytes(context_, args);
   }
-  std::size_t workspace_bytes(const BackwardArgs&) const override { return 0; }
+  std::size_t workspace_bytes(const BackwardArgs& args) const override {
+    return backward_bytes(context_, args);
+  }
 
   void pool(const PoolArgs& args, Workspace, void* stream) const override {
     const CurrentDevice current(context_.setting->device.index);
@@ -43,9 +47,9 @@ class Sm90Kernels final : public core::StagedKernels {
     const CurrentDevice current(context_.setting->device.index);
     sm90::attend(context_, args, workspace, static_cast<cudaStream_t>(stream));
   }
-  void backward(const BackwardArgs&, Workspace, void*) const override {
-    throw Error(ErrorCode::unsupported, "backward",
-                "expected a backend with a backward pass, got sm90, which has the forward only");
+  void backward(const BackwardArgs& args, Workspace workspace, void* stream) const override {
+    const CurrentDevice current(context_.setting->device.index);
+    sm90::backward(context_, args, workspace, static_cast<cudaStream_t>(stream));
   }
 
  private:
@@ -55,7 +59,7 @@ class Sm90Kernels final : public core::StagedKernels {
 class Sm90Backend final : public core::Backend {
  public:
   const char* name() const override { return "sm90"; }
-  const char* summary() const override { return "CUDA kernels for Hopper (H100, H200); forward"; }
+  const char* summary() const override { return "CUDA kernels for Hopper (H100, H200)"; }
   Device::Kind kind() const override { return Device::Kind::cuda; }
 
   Verdict can_run(const Device& device) const override { return has_capability(device, 9, 0); }

@@ -1,29 +1,10 @@
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <cstdint>
-#include <cstring>
-#include <type_traits>
 
 #include "cuda/ptx/math.cuh"
 
 namespace vidsparse::cuda::sm90 {
-
-/// Two elements in one register, `low` in its lower half.
-template <class T>
-__device__ inline std::uint32_t pack(float low, float high) {
-  std::uint32_t word;
-  if constexpr (std::is_same_v<T, __half>) {
-    const __half2 pair = __floats2half2_rn(low, high);
-    memcpy(&word, &pair, sizeof(word));
-  } else {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    memcpy(&word, &pair, sizeof(word));
-  }
-  return word;
-}
 
 /// The running softmax of the two rows a thread holds in a warpgroup's 64 x N accumulators: value i
 /// belongs to row i / 2 % 2, and a row's values lie in the four threads of a quad.

@@ -89,11 +89,14 @@ TensorMaps make_tensor_maps(const char* name, const TensorView& tensor, const Si
         encoder()(&result.maps[s], type, 5, const_cast<char*>(base), sides, strides, box, ones,
                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    if (status != CUDA_SUCCESS) {
+    if (status == CUDA_ERROR_INVALID_VALUE) {
       throw Error(ErrorCode::unsupported, name,
                   "expected strides a tensor map can hold (below 2^40 bytes), got " +
-                      to_string(tensor) + " with a token stride of " + std::to_string(token) +
-                      " (CUresult " + std::to_string(status) + ")");
+                      to_string(tensor) + " with a token stride of " + std::to_string(token));
+    }
+    if (status != CUDA_SUCCESS) {
+      throw Error(ErrorCode::internal, name,
+                  "expected a tensor map, got CUresult " + std::to_string(status));
     }
   }
   return result;
