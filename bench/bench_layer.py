@@ -2,10 +2,13 @@
 """The whole layer on a GPU, raster in to raster out with a gate, inference: our backends, torch's
 dense attention on the real tokens (cuDNN) and PyPI's fastvideo-kernel with its host's tiling.
 
-    bench/bench_layer.py [--problems 33k,wan14b-720p,123k] [--backends sm90,triton] [--json FILE]
+    bench/bench_layer.py [--problems 33k,wan14b-720p,123k] [--backends sm90,triton] [--flex]
+                         [--json FILE]
 
 All take turns in one process; figures are medians of GPU time in ms, the second-level cache
-overwritten before each run. `attend` is the fine stage on the selection that our layer makes.
+overwritten before each run. `attend` is the fine stage on the selection that our layer makes;
+--flex adds compiled FlexAttention, which takes blocks of 128 tokens, on a random selection of as
+much work.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import json
 import pathlib
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend, flex_attention, sdpa_kernel
 
 import vidsparse  # before the others: they would take the sources' package, which lacks the library
 
@@ -34,6 +37,22 @@ def dense(case: Case):
             torch.nn.functional.scaled_dot_product_attention(*heads_first)
 
     return call
+
+
+def flex_blocks(case: Case):
+    """FlexAttention on tokens already in its blocks' order, padded as our tiles are."""
+    rows = case.tiles // 2
+    kept = round(case.pairs / (case.heads * case.tiles) / 2)
+    shape = (1, case.heads, rows * 128, case.q.shape[-1])
+    q, k, v = (torch.randn(shape, device=case.q.device, dtype=case.q.dtype) for _ in range(3))
+    order = torch.rand(1, case.heads, rows, rows, device=q.device).argsort(-1).to(torch.int32)
+    counts = torch.full_like(order[..., 0], kept)
+    mask = flex_attention.BlockMask.from_kv_blocks(
+        torch.zeros_like(counts), torch.zeros_like(order), counts, order, BLOCK_SIZE=128
+    )
+    torch._dynamo.reset()
+    run = torch.compile(flex_attention.flex_attention, dynamic=False)
+    return lambda: run(q, k, v, block_mask=mask)
 
 
 def measure(name: str, options: argparse.Namespace) -> dict:
@@ -62,6 +81,8 @@ def measure(name: str, options: argparse.Namespace) -> dict:
         attend["attend fastvideo-kernel"] = peer.attend
         extra["fastvideo-kernel"] = bench_triton.extra_mib(calls["layer fastvideo-kernel"], kept)
     calls["dense cudnn"] = dense(case)
+    if options.flex:
+        attend["attend flex"] = flex_blocks(case)
     times = Stopwatch(case.q.device).in_turns({**calls, **attend}, options.rounds)
     return {"problem": name, "tokens": case.tokens, "heads": case.heads, "tiles": case.tiles,
             "pairs": case.pairs, "sparsity": options.sparsity, "ms": times, "extra_mib": extra,
@@ -73,6 +94,7 @@ def main() -> None:
     parser.add_argument("--problems", default="33k,wan14b-720p,123k")
     parser.add_argument("--backends", default="sm90,triton")
     parser.add_argument("--sparsity", type=float, default=0.9)
+    parser.add_argument("--flex", action="store_true", help="compiling takes half a minute")
     parser.add_argument("--rounds", type=int, default=8, help="of 15 ms and more a contestant")
     parser.add_argument("--json", type=pathlib.Path)
     options = parser.parse_args()

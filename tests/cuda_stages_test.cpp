@@ -209,6 +209,12 @@ TEST_P(CudaStages, SelectOfLargeProblems) {
   large.selection.prefix_mode = PrefixMode::exempt;
   large.coarse = false;
   judge_large(GetParam(), large, seed + 2, 24);
+  // Rows of 1440 tiles at the other head_dim.
+  large.coarse = true;
+  large.problem.head_dim = 64;
+  large.problem.query = Sequence{Video{21, 45, 80}};
+  large.problem.key.reset();
+  judge_large(GetParam(), large, seed + 3, 24);
 }
 
 TEST_P(CudaStages, SelectOfRowsThatOutgrowSharedMemory) {

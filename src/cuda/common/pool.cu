@@ -1,12 +1,13 @@
 // Means of tiles, one pass at the speed of memory. A warp takes one tile of one head: D / 8 lanes
 // read a token's row by 16 bytes each, so 32 * 8 / D tokens go at once, eight such loads in flight.
-// Warps of a block take neighbouring heads, which are neighbours in a [B, S, H, D] tensor.
+// Neighbouring warps take neighbouring heads, which are neighbours in a [B, S, H, D] tensor.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include <algorithm>
 
+#include "core/check.hpp"
 #include "cuda/common/stages.hpp"
 
 namespace vidsparse::cuda {
@@ -88,11 +89,10 @@ __global__ void __launch_bounds__(kWarps * 32)
   constexpr int kLanes = kD / 8;  // of one row
   const Work<T>& work = parameters.work[blockIdx.z];
   const Side& side = work.of_query ? parameters.query : parameters.key;
-  const int strips = (work.heads + kWarps - 1) / kWarps;
-  const int tile = static_cast<int>(blockIdx.x) / strips;
-  const int head =
-      (static_cast<int>(blockIdx.x) - tile * strips) * kWarps + static_cast<int>(threadIdx.x) / 32;
-  if (tile >= side.tiles || head >= work.heads) return;
+  const unsigned own = blockIdx.x * kWarps + threadIdx.x / 32;
+  const int tile = static_cast<int>(own / static_cast<unsigned>(work.heads));
+  const int head = static_cast<int>(own % static_cast<unsigned>(work.heads));
+  if (tile >= side.tiles) return;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int part = lane % kLanes;
   for (int batch = static_cast<int>(blockIdx.y); batch < parameters.batch;
@@ -151,7 +151,7 @@ void launch(const Context& context, const PoolArgs& args, cudaStream_t stream) {
     work.aligned_from = rows_aligned(from);
     work.aligned_to = rows_aligned(to);
     const std::int64_t tiles = of_query ? parameters.query.tiles : parameters.key.tiles;
-    blocks = std::max(blocks, tiles * ((work.heads + kWarps - 1) / kWarps));
+    blocks = std::max(blocks, core::ceil_div(tiles * work.heads, kWarps));
   };
   add(args.q, args.qc, true);
   add(args.k, args.kc, false);

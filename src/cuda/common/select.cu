@@ -17,7 +17,7 @@ namespace vidsparse::cuda {
 namespace {
 
 template <class Config, bool kOnChip>
-__global__ void __launch_bounds__(kSelectThreads, 2)
+__global__ void __launch_bounds__(Config::kThreads, 512 / Config::kThreads)
     select_kernel(const __grid_constant__ SelectParameters parameters) {
   extern __shared__ __align__(16) std::byte memory[];
   auto& shared = *reinterpret_cast<typename Config::Shared*>(memory);
@@ -33,6 +33,7 @@ __global__ void __launch_bounds__(kSelectThreads, 2)
 /// How a problem's select runs.
 struct SelectShape {
   int rows;
+  int threads;
   bool on_chip;
   std::int64_t strips;
   std::int64_t items;
@@ -40,13 +41,18 @@ struct SelectShape {
   std::size_t shared_bytes;
 };
 
-/// Calls visit with the configuration for a head_dim and rows of a block.
+/// Calls visit with the configuration for a head_dim, rows and threads of a block.
 template <class Visit>
-auto with_config(const Context& context, int rows, Visit&& visit) {
+auto with_config(const Context& context, int rows, int threads, Visit&& visit) {
   if (context.head_dim() == 64) {
-    return rows == 16 ? visit(SelectConfig<64, 16>{}) : visit(SelectConfig<64, 32>{});
+    if (rows == 16) return visit(SelectConfig<64, 16, 256>{});
+    return threads == 512 ? visit(SelectConfig<64, 32, 512>{}) : visit(SelectConfig<64, 32, 256>{});
   }
-  return rows == 16 ? visit(SelectConfig<128, 16>{}) : visit(SelectConfig<128, 32>{});
+  if (rows == 16) {
+    return threads == 512 ? visit(SelectConfig<128, 16, 512>{})
+                          : visit(SelectConfig<128, 16, 256>{});
+  }
+  return threads == 512 ? visit(SelectConfig<128, 32, 512>{}) : visit(SelectConfig<128, 32, 256>{});
 }
 
 int row_words(const Context& context) {
@@ -54,16 +60,22 @@ int row_words(const Context& context) {
 }
 
 SelectShape shape_of(const Context& context) {
-  const auto bytes = [&](int rows, bool on_chip) {
-    return with_config(context, rows, [&]<class Config>(Config) {
+  const auto bytes = [&](int rows, int threads, bool on_chip) {
+    return with_config(context, rows, threads, [&]<class Config>(Config) {
       return Config::shared_bytes(context.key.tiles, row_words(context), on_chip);
     });
   };
   const auto room = static_cast<std::size_t>(context.shared_bytes);
   SelectShape shape{};
-  shape.rows = bytes(32, true) <= room ? 32 : 16;
-  shape.on_chip = bytes(shape.rows, true) <= room;
-  shape.shared_bytes = bytes(shape.rows, shape.on_chip);
+  shape.rows = bytes(32, 256, true) <= room ? 32 : 16;
+  // Few warps wait for their own instructions, so a block that has a multiprocessor for itself gets
+  // twice the threads.
+  constexpr std::size_t kReserved = 1024;  // of shared memory, by the system, a block
+  const bool alone = 2 * (bytes(shape.rows, 256, true) + kReserved) > room + kReserved;
+  const bool more = alone && bytes(shape.rows, 512, true) <= room;
+  shape.threads = more && (shape.rows == 32 || context.head_dim() == 128) ? 512 : 256;
+  shape.on_chip = bytes(shape.rows, shape.threads, true) <= room;
+  shape.shared_bytes = bytes(shape.rows, shape.threads, shape.on_chip);
   shape.strips = (context.query.tiles + shape.rows - 1) / shape.rows;
   shape.items = context.batch() * context.heads() * shape.strips;
   // Off chip, as many blocks as run at once: each needs scratch.
@@ -74,7 +86,7 @@ SelectShape shape_of(const Context& context) {
 
 std::int64_t scratch_words(const Context& context, const SelectShape& shape) {
   if (shape.on_chip) return 0;
-  const int pitch = with_config(context, shape.rows, [&]<class Config>(Config) {
+  const int pitch = with_config(context, shape.rows, shape.threads, [&]<class Config>(Config) {
     return Config::score_pitch(context.key.tiles);
   });
   return shape.blocks * shape.rows * pitch;
@@ -82,8 +94,8 @@ std::int64_t scratch_words(const Context& context, const SelectShape& shape) {
 
 template <class Visit>
 void with_kernel(const Context& context, const SelectShape& shape, Visit&& visit) {
-  with_config(context, shape.rows, [&]<class Config>(Config) {
-    if constexpr (Config::kRows == 16) {
+  with_config(context, shape.rows, shape.threads, [&]<class Config>(Config) {
+    if constexpr (Config::kRows == 16 && Config::kThreads == 256) {
       if (!shape.on_chip) return visit(select_kernel<Config, false>);
     }
     visit(select_kernel<Config, true>);
@@ -141,7 +153,8 @@ void select(const Context& context, const SelectArgs& args, Workspace workspace,
   p.items = shape.items;
   p.scratch = core::Arena(workspace.data).take<std::uint32_t>(scratch_words(context, shape));
   with_kernel(context, shape, [&](auto kernel) {
-    kernel<<<static_cast<unsigned>(shape.blocks), kSelectThreads, shape.shared_bytes, stream>>>(p);
+    kernel<<<static_cast<unsigned>(shape.blocks), static_cast<unsigned>(shape.threads),
+             shape.shared_bytes, stream>>>(p);
   });
   check(cudaGetLastError(), "select");
 }

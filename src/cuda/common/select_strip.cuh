@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "core/check.hpp"
 #include "cuda/common/geometry.cuh"
 #include "cuda/common/select_row.cuh"
 #include "cuda/common/split.cuh"
@@ -10,8 +11,6 @@
 #include "cuda/ptx/warp_mma.cuh"
 
 namespace vidsparse::cuda {
-
-inline constexpr int kSelectThreads = 256;
 
 struct SelectParameters {
   Side query;
@@ -37,14 +36,15 @@ struct SelectParameters {
 
 /// How a thread block of select is laid out. Warps stand kRows / 16 high and kWidths wide over the
 /// products' results; each takes 8 key tiles of a chunk.
-template <int kDepth, int kQueryRows>
+template <int kDepth, int kQueryRows, int kBlockThreads>
 struct SelectConfig {
   static constexpr int kD = kDepth;
   static constexpr int kRows = kQueryRows;  ///< query tiles of a block
-  static constexpr int kWarps = kSelectThreads / 32;
+  static constexpr int kThreads = kBlockThreads;
+  static constexpr int kWarps = kThreads / 32;
   static constexpr int kHeights = kRows / 16;
   static constexpr int kWidths = kWarps / kHeights;
-  static constexpr int kChunk = kWidths * 8;            ///< key tiles staged at once
+  static constexpr int kChunk = kWidths * 8;            ///< key tiles all warps take at once
   static constexpr int kEights = kDepth / 8 / kWidths;  ///< columns of a warp's coarse output / 8
   // Bitmap words of a row up to which its keys are looked at in registers: small problems, and as
   // many as shared memory holds rows of.
@@ -52,12 +52,18 @@ struct SelectConfig {
   static constexpr int kManyWords = kRows == 32 ? 52 : 64;
   // Words from a staged row to the next. A warp's reads of kc go along rows by pairs, of vc along
   // columns; either way these spread them over all banks.
-  static constexpr int kKeyPitch = kDepth + 8;
+  static constexpr int kKeyPitch = kDepth / 2 + 8;
   static constexpr int kValuePitch = kDepth + 4;
+  // Staged by halves of a chunk, kc by half the depth, vc by half the tiles. As many stages as
+  // leave on chip 32 rows of 1440 tiles (512 threads) and two blocks of 32 rows of 520 (256
+  // threads).
+  static constexpr int kStages = kThreads == 512 ? 2 : 4;
+  static constexpr int kStageWords = kChunk * kKeyPitch;
+  static_assert(kStageWords >= kChunk / 2 * kValuePitch);
 
-  /// Two chunks, one in use and one under way.
+  /// One stage in use, the others under way.
   struct Shared {
-    alignas(16) float chunks[2][kChunk * kKeyPitch];
+    alignas(16) float stages[kStages][kStageWords];
     float sum[kRows];
     // Then present and candidate words [row_words] each, then score rows if they are on chip.
   };
@@ -158,44 +164,54 @@ class SelectStrip {
     return pooled.row(batch_, 0, head_ / p_.group);
   }
 
-  /// Calls work(first tile, staged rows) for one chunk of kc or vc after the other; the next is on
-  /// its way meanwhile. Absent tiles are zeros. Ends with all threads done.
-  template <int kPitch, class Work>
-  __device__ void for_each_chunk(const Tensor<const float>& pooled, bool aligned, Work&& work) {
-    const float* head = of_head(pooled);
-    const auto fetch = [&](int first) {
-      float* chunk = shared_.chunks[first / kChunk % 2];
-      if (aligned) {
-        fetch_chunk<kPitch, 4>(chunk, head, pooled.row_stride, first);
-      } else {
-        fetch_chunk<kPitch, 1>(chunk, head, pooled.row_stride, first);
-      }
-    };
-    if (tiles_ > 0) fetch(0);
-    for (int first = 0; first < tiles_; first += kChunk) {
-      ptx::wait_copies();
-      __syncthreads();  // this chunk is there, and nobody reads the one before
-      if (first + kChunk < tiles_) fetch(first + kChunk);
-      work(first, shared_.chunks[first / kChunk % 2]);
+  /// Calls work(i, staged rows) for one stage after the other, as fetch(i, staged rows) asks for
+  /// them; those that follow are on their way meanwhile. Ends with all threads done.
+  template <class Fetch, class Work>
+  __device__ void for_each_stage(int count, Fetch&& fetch, Work&& work) {
+    constexpr int kAhead = Config::kStages - 1;
+    for (int i = 0; i < kAhead; ++i) {
+      if (i < count) fetch(i, shared_.stages[i]);
+      ptx::commit_copies();
+    }
+    int slot = 0;
+    for (int i = 0; i < count; ++i) {
+      ptx::wait_copy_groups<kAhead - 1>();
+      __syncthreads();  // this stage is there, and nobody reads the one before
+      if (i + kAhead < count) fetch(i + kAhead, shared_.stages[slot == 0 ? kAhead : slot - 1]);
+      ptx::commit_copies();
+      work(i, shared_.stages[slot]);
+      slot = slot == kAhead ? 0 : slot + 1;
     }
     __syncthreads();
   }
 
-  template <int kPitch, int kWords>
-  __device__ void fetch_chunk(float* chunk, const float* head, std::int64_t stride, int first) {
-    constexpr int kParts = kD / kWords;  // of a row
+  /// Asks for `kColumns` columns, from `from` on, of the rows of kTiles tiles. Absent tiles are
+  /// zeros.
+  template <int kTiles, int kColumns, int kPitch>
+  __device__ void fetch_rows(float* stage, const float* from, std::int64_t stride, bool aligned,
+                             int first) {
+    if (aligned) {
+      fetch_rows_by<kTiles, kColumns, kPitch, 4>(stage, from, stride, first);
+    } else {
+      fetch_rows_by<kTiles, kColumns, kPitch, 1>(stage, from, stride, first);
+    }
+  }
+
+  template <int kTiles, int kColumns, int kPitch, int kWords>
+  __device__ void fetch_rows_by(float* stage, const float* from, std::int64_t stride, int first) {
+    constexpr int kParts = kColumns / kWords;  // of a row
 #pragma unroll(kWords == 4 ? 8 : 1)
-    for (int step = 0; step < kChunk * kParts / kSelectThreads; ++step) {
-      const int i = step * kSelectThreads + static_cast<int>(threadIdx.x);
+    for (int step = 0; step < kTiles * kParts / Config::kThreads; ++step) {
+      const int i = step * Config::kThreads + static_cast<int>(threadIdx.x);
       const int row = i / kParts;
       const int column = i % kParts * kWords;
       const int tile = first + row;
-      const float* from = head + min(tile, tiles_ - 1) * stride + column;
-      const std::uint32_t to = ptx::shared_address(chunk + row * kPitch + column);
+      const float* part = from + min(tile, tiles_ - 1) * stride + column;
+      const std::uint32_t to = ptx::shared_address(stage + row * kPitch + column);
       if constexpr (kWords == 4) {
-        ptx::copy_async_16(to, from, is_present(tile));
+        ptx::copy_async_16(to, part, is_present(tile));
       } else {
-        ptx::copy_async_4(to, from, is_present(tile));
+        ptx::copy_async_4(to, part, is_present(tile));
       }
     }
   }
@@ -224,27 +240,48 @@ class SelectStrip {
   __device__ void score() {
     Queries queries;
     load_queries(queries);
-    for_each_chunk<Config::kKeyPitch>(p_.kc, p_.aligned_k, [&](int first, const float* chunk) {
-      score_tiles(
-          queries, first + warp_ / Config::kHeights * 8,
-          chunk + (warp_ / Config::kHeights * 8 + lane_ / 4) * Config::kKeyPitch + lane_ % 4 * 2);
-    });
+    const float* keys = of_head(p_.kc);
+    const int own = warp_ / Config::kHeights * 8;  // of a chunk's tiles
+    const int at = (own + lane_ / 4) * Config::kKeyPitch + lane_ % 4 * 2;
+    float sums[3][4];  // high * high, high * low, low * high: chains that do not wait
+    for_each_stage(
+        core::ceil_div(tiles_, kChunk) * 2,
+        [&](int i, float* stage) {
+          fetch_rows<kChunk, kD / 2, Config::kKeyPitch>(
+              stage, keys + i % 2 * (kD / 2), p_.kc.row_stride, p_.aligned_k, i / 2 * kChunk);
+        },
+        [&](int i, const float* stage) {
+          if (i % 2 == 0) {
+#pragma unroll
+            for (auto& sum : sums) sum[0] = sum[1] = sum[2] = sum[3] = 0;
+            add_products<0>(queries, stage + at, sums);
+          } else {
+            add_products<kD / 32>(queries, stage + at, sums);
+            store_scores(sums, i / 2 * kChunk + own);
+          }
+        });
   }
 
-  /// 16 rows times eight tiles from `first`; `staged` points to this lane's part of the fragments.
-  __device__ void score_tiles(const Queries& queries, int first, const float* staged) {
-    float sums[3][4] = {};  // high * high, high * low, low * high: chains that do not wait
+  /// 16 rows times eight tiles over half the depth, from step kFirst of 16 on; `staged` points to
+  /// this lane's part of the fragments.
+  template <int kFirst>
+  __device__ static void add_products(const Queries& queries, const float* staged,
+                                      float (&sums)[3][4]) {
 #pragma unroll
-    for (int k = 0; k < kD / 16; ++k) {
+    for (int k = 0; k < kD / 32; ++k) {
       const float2 front = *reinterpret_cast<const float2*>(staged + k * 16);
       const float2 back = *reinterpret_cast<const float2*>(staged + k * 16 + 8);
       const SplitPair pairs[2] = {split(front.x, front.y), split(back.x, back.y)};
       const std::uint32_t high[2] = {pairs[0].high, pairs[1].high};
       const std::uint32_t low[2] = {pairs[0].low, pairs[1].low};
-      ptx::mma_m16n8k16(sums[0], queries.high[k], high);
-      ptx::mma_m16n8k16(sums[1], queries.high[k], low);
-      ptx::mma_m16n8k16(sums[2], queries.low[k], high);
+      ptx::mma_m16n8k16(sums[0], queries.high[kFirst + k], high);
+      ptx::mma_m16n8k16(sums[1], queries.high[kFirst + k], low);
+      ptx::mma_m16n8k16(sums[2], queries.low[kFirst + k], high);
     }
+  }
+
+  /// Scores of eight tiles from `first`.
+  __device__ void store_scores(const float (&sums)[3][4], int first) {
     const int row = warp_ % Config::kHeights * 16 + lane_ / 4;
     const int tile = first + lane_ % 4 * 2;
     const std::uint32_t there = present_[first / 32] >> (tile % 32);
@@ -314,19 +351,28 @@ class SelectStrip {
   }
 
   __device__ void coarse() {
+    constexpr int kTiles = kChunk / 2;
+    const float* values = of_head(p_.vc);
     float out[Config::kEights][4] = {};
-    for_each_chunk<Config::kValuePitch>(p_.vc, p_.aligned_v, [&](int first, const float* chunk) {
-      // Tensor cores cut sums off, so a chunk's is taken apart and added by rounding.
-      float sums[Config::kEights][4] = {};
+    for_each_stage(
+        core::ceil_div(tiles_, kTiles),
+        [&](int i, float* stage) {
+          fetch_rows<kTiles, kD, Config::kValuePitch>(stage, values, p_.vc.row_stride, p_.aligned_v,
+                                                      i * kTiles);
+        },
+        [&](int i, const float* stage) {
+          // Tensor cores cut sums off, so a stage's is taken apart and added by rounding.
+          float sums[Config::kEights][4] = {};
 #pragma unroll
-      for (int k = 0; k < kChunk; k += 16)
-        add_tiles(sums, first + k, chunk + k * Config::kValuePitch);
+          for (int k = 0; k < kTiles; k += 16) {
+            add_tiles(sums, i * kTiles + k, stage + k * Config::kValuePitch);
+          }
 #pragma unroll
-      for (int eight = 0; eight < Config::kEights; ++eight) {
+          for (int eight = 0; eight < Config::kEights; ++eight) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) out[eight][i] += sums[eight][i];
-      }
-    });
+            for (int j = 0; j < 4; ++j) out[eight][j] += sums[eight][j];
+          }
+        });
     write_coarse(out);
     __syncthreads();
   }
