@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""The whole layer on a GPU, raster in to raster out with a gate, inference: our backends, torch's
-dense attention on the real tokens (cuDNN) and PyPI's fastvideo-kernel with its host's tiling.
+"""The whole layer on a GPU, raster in to raster out with a gate, forward and backward: our backends,
+torch's dense attention on the real tokens (cuDNN, forward) and PyPI's fastvideo-kernel with its
+host's tiling.
 
     bench/bench_layer.py [--problems 33k,wan14b-720p,123k] [--backends sm90,triton] [--flex]
                          [--json FILE]
@@ -39,6 +40,14 @@ def dense(case: Case):
     return call
 
 
+def gradients(layer, case: Case):
+    """The backward of a layer through autograd, its forward done; `layer` takes q, k, v, gate."""
+    leaves = [x.detach().requires_grad_() for x in (case.q, case.k, case.v, case.gate)]
+    with torch.enable_grad():
+        out = layer(*leaves)
+    return lambda: torch.autograd.grad(out, leaves, case.dout, retain_graph=True)
+
+
 def flex_blocks(case: Case):
     """FlexAttention on tokens already in its blocks' order, padded as our tiles are."""
     rows = case.tiles // 2
@@ -59,7 +68,7 @@ def measure(name: str, options: argparse.Namespace) -> dict:
     case = Case(name, options.sparsity)
     backends = options.backends.split(",")
     arguments = dict(grid=case.grid, sparsity=options.sparsity, gate=case.gate)
-    calls, attend, extra = {}, {}, {}
+    calls, attend, contestants, extra, training = {}, {}, {}, {}, {}
     kept = case.q.numel() * case.q.element_size()
     for backend in backends:
 
@@ -74,18 +83,31 @@ def measure(name: str, options: argparse.Namespace) -> dict:
             )
 
         calls[f"layer {backend}"], attend[f"attend {backend}"] = layer, fine
+        contestants[backend] = lambda q, k, v, gate, backend=backend: (
+            vidsparse.video_sparse_attention(
+                q, k, v, grid=case.grid, sparsity=options.sparsity, gate=gate, backend=backend
+            )
+        )
         extra[backend] = bench_triton.extra_mib(layer, kept)
     if bench_triton.peer_package is not None:
         peer = bench_triton.Peer(case)
         calls["layer fastvideo-kernel"] = lambda: peer.layer(case.q, case.k, case.v, case.gate)
         attend["attend fastvideo-kernel"] = peer.attend
+        contestants["fastvideo-kernel"] = peer.layer
         extra["fastvideo-kernel"] = bench_triton.extra_mib(calls["layer fastvideo-kernel"], kept)
+    for name, layer in contestants.items():
+        backward = gradients(layer, case)
+        calls[f"layer backward {name}"] = backward
+        training[name] = bench_triton.extra_mib(
+            lambda layer=layer: gradients(layer, case)(), 5 * kept
+        )
     calls["dense cudnn"] = dense(case)
     if options.flex:
         attend["attend flex"] = flex_blocks(case)
     times = Stopwatch(case.q.device).in_turns({**calls, **attend}, options.rounds)
     return {"problem": name, "tokens": case.tokens, "heads": case.heads, "tiles": case.tiles,
             "pairs": case.pairs, "sparsity": options.sparsity, "ms": times, "extra_mib": extra,
+            "training_extra_mib": training,
             "attend_tflops": {n: case.teraflops(times[n]) for n in attend}}  # fmt: skip
 
 
@@ -107,6 +129,7 @@ def main() -> None:
             print(name, {n: round(ms, 3) for n, ms in record["ms"].items()})
             print(name, "TFLOP/s", {n: round(t) for n, t in record["attend_tflops"].items()},
                   "extra MiB", {n: round(m) for n, m in record["extra_mib"].items()},
+                  "in training", {n: round(m) for n, m in record["training_extra_mib"].items()},
                   flush=True)  # fmt: skip
             if options.json:
                 header = {"device": torch.cuda.get_device_name(), "torch": torch.__version__,
