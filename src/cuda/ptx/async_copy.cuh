@@ -15,6 +15,11 @@ __device__ inline void copy_async_16(std::uint32_t to, const void* from, bool th
                : "memory");
 }
 
+/// Always there.
+__device__ inline void copy_async_16(std::uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(to), "l"(from) : "memory");
+}
+
 /// The same for 4 bytes.
 __device__ inline void copy_async_4(std::uint32_t to, const void* from, bool there) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
@@ -25,5 +30,14 @@ __device__ inline void copy_async_4(std::uint32_t to, const void* from, bool the
 
 /// Until all copies this thread asked for have arrived.
 __device__ inline void wait_copies() { asm volatile("cp.async.wait_all;" : : : "memory"); }
+
+/// What this thread has asked for since the last such call is one group.
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" : : : "memory"); }
+
+/// Until all but the last `Groups` groups of this thread have arrived.
+template <int Groups>
+__device__ inline void wait_copy_groups() {
+  asm volatile("cp.async.wait_group %0;" : : "n"(Groups) : "memory");
+}
 
 }  // namespace vidsparse::ptx

@@ -2,17 +2,17 @@
 
 #include <cstdint>
 
+#include "cuda/common/attend_epilogue.cuh"
 #include "cuda/common/row_words.cuh"
+#include "cuda/common/softmax.cuh"
 #include "cuda/ptx/mbarrier.cuh"
 #include "cuda/ptx/shared_word.cuh"
 #include "cuda/ptx/tma.cuh"
 #include "cuda/ptx/warpgroup.cuh"
 #include "cuda/ptx/wgmma.cuh"
 #include "cuda/sm90/attend_config.hpp"
-#include "cuda/sm90/attend_epilogue.cuh"
 #include "cuda/sm90/attend_parameters.hpp"
 #include "cuda/sm90/attend_plan.cuh"
-#include "cuda/sm90/softmax.cuh"
 
 namespace vidsparse::cuda::sm90 {
 
@@ -53,7 +53,7 @@ class Consumer {
       softmax.finish();
       if (!exists) continue;
       const Fragment rows = p_.query.fragment(item.batch, tile, part);
-      store_rows<T, kD>(p_, item, tile, rows, warp_, lane_, softmax, output);
+      store_rows<T, kD>(p_, item.batch, item.head, tile, rows, warp_ * 16, lane_, softmax, output);
     }
   }
 
