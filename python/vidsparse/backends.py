@@ -207,8 +207,7 @@ class Kernels(ABC):
         dv: Tensor,  # out: [B, Sk, G, D]
         dgate: Tensor | None,  # out: [B, Sq, H, D]; with a tensor gate, if wanted
     ) -> None:
-        """Gradients of the whole op, or of block-sparse attention on its own (no gate).
-        Never called where the backend is forward_only."""
+        """Gradients of the whole op, or of block-sparse attention on its own (no gate)."""
 
 
 class Backend(ABC):
@@ -217,7 +216,6 @@ class Backend(ABC):
     name: str
     summary: str  # one line
     on_request: bool = False  # never chosen unless named
-    forward_only: bool = False  # not chosen, and refused where forced, when gradients are wanted
 
     @abstractmethod
     def can_run(self, problem: Problem | None, device: torch.device) -> Verdict:
@@ -235,22 +233,9 @@ def backend_list() -> list[Backend]:
     return native.backends() + triton_backend.backends()
 
 
-def judge(
-    row: Backend, problem: Problem, device: torch.device, gradients: bool = False
-) -> Verdict:
-    """Whether a backend can run a problem, with `gradients` if they are wanted."""
-    verdict = row.can_run(problem, device)
-    if verdict.ok and gradients and row.forward_only:
-        return Verdict(False, "it has no backward yet, and gradients are wanted")
-    return verdict
-
-
-def choose(
-    problem: Problem, device: torch.device, backend: str | None, gradients: bool = False
-) -> Backend:
-    """The first backend that can run the problem, with `gradients` if they are wanted; `backend`,
-    or else VIDSPARSE_BACKEND, forces one. Raises UnsupportedError with every refusal: nothing falls
-    back silently."""
+def choose(problem: Problem, device: torch.device, backend: str | None) -> Backend:
+    """The first backend that can run the problem; `backend`, or else VIDSPARSE_BACKEND, forces one.
+    Raises UnsupportedError with every refusal: nothing falls back silently."""
     forced = backend or os.environ.get("VIDSPARSE_BACKEND") or None
     everything = backend_list()
     if forced is not None and forced not in (row.name for row in everything):
@@ -260,7 +245,7 @@ def choose(
     for row in everything:
         if row.on_request if forced is None else row.name != forced:
             continue
-        verdict = judge(row, problem, device, gradients)
+        verdict = row.can_run(problem, device)
         if verdict.ok:
             return row
         refusals.append(f"{row.name}: {verdict.reason}")

@@ -75,7 +75,7 @@ def bind(
 ) -> Bound:
     """Checks a call. Raises ArgumentError or UnsupportedError."""
     q, k, v = unfuse(q, k, v)
-    prepared = prepare(options.shape, q, k, v, options.backend, gradients=keep)
+    prepared = prepare(options.shape, q, k, v, options.backend)
     lengths = prepared.check_lengths(options.query_lengths, options.key_lengths)
     if gate is not None:
         prepared.check_gate(gate)

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from . import native
-from .backends import Problem, Verdict, backend_list, choose, judge
+from .backends import Problem, Verdict, backend_list, choose
 from .errors import refuse
 from .layout import TileLayout, resolve_top_k
 from .sequence import Ints, Sequence, parse_tile
@@ -142,12 +142,10 @@ def plan(
     device: torch.device | str = "cpu",
     sparsity: float | None = None,
     top_k: int | None = None,
-    gradients: bool = False,
     backend: str | None = None,
 ) -> PlanInfo:
-    """Validates a problem and says how it would be tiled and who would run it, `gradients` wanted
-    or not. Raises what the call would: ArgumentError, or UnsupportedError with every backend's
-    reason."""
+    """Validates a problem and says how it would be tiled and who would run it. Raises what the call
+    would: ArgumentError, or UnsupportedError with every backend's reason."""
     problem = _problem(
         grid, query, key, prefix, tile, batch, heads, heads_kv, head_dim, dtype
     )
@@ -156,7 +154,7 @@ def plan(
     kept = None
     if sparsity is not None or top_k is not None:
         kept = resolve_top_k(sparsity, top_k, layout.video_tiles)
-    chosen = choose(problem, where, backend, gradients)
+    chosen = choose(problem, where, backend)
     detail = chosen.can_run(problem, where).reason
     query_layout = problem.query_layout
     waste = query_layout.padding_waste()
@@ -176,11 +174,10 @@ def explain(
     head_dim: int = 128,
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cpu",
-    gradients: bool = False,
 ) -> dict[str, Verdict]:
-    """Every backend's verdict on a problem, `gradients` wanted or not, in order of preference."""
+    """Every backend's verdict on a problem, in order of preference."""
     problem = _problem(
         grid, query, key, prefix, tile, batch, heads, heads_kv, head_dim, dtype
     )
     where = torch.device(device)
-    return {row.name: judge(row, problem, where, gradients) for row in backend_list()}
+    return {row.name: row.can_run(problem, where) for row in backend_list()}

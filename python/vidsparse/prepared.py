@@ -138,12 +138,11 @@ def prepare_sizes(
     dtype: torch.dtype,
     device: torch.device,
     backend: str | None,
-    gradients: bool = False,
 ) -> Prepared:
     """The Prepared of these, from the cache or made. Raises ArgumentError or UnsupportedError."""
     sizes = (batch, heads_q, heads_kv, head_dim)
     around = surroundings(device.type != "cpu")
-    key = (shape, sizes, dtype, device, backend, gradients, around)
+    key = (shape, sizes, dtype, device, backend, around)
     found = _by_sizes.get(key)
     if found is not None:
         return found
@@ -153,23 +152,21 @@ def prepare_sizes(
         refuse("q", "a floating dtype", dtype)
     sequences = Sequence.decode(shape.query), Sequence.decode(shape.key)
     problem = Problem(*sequences, parse_tile(shape.tile), *sizes, dtype)
-    kernels = choose(problem, device, backend, gradients).prepare(problem, device)
+    kernels = choose(problem, device, backend).prepare(problem, device)
     return remember(_by_sizes, key, Prepared(problem, device, kernels))
 
 
-def prepare(
-    shape: Shape, q: Tensor, k: Tensor, v: Tensor, backend: str | None, gradients: bool = False
-) -> Prepared:
+def prepare(shape: Shape, q: Tensor, k: Tensor, v: Tensor, backend: str | None) -> Prepared:
     """For tensors q [B, Sq, H, D] and k, v [B, Sk, G, D], checked against one another and against
     the sequences."""
     device = q.device
     key = (
         shape, q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, device, k.device, v.device,
-        backend, gradients, surroundings(q.is_cuda),
+        backend, surroundings(q.is_cuda),
     )  # fmt: skip
     found = _by_tensors.get(key)
     if found is None:
-        found = remember(_by_tensors, key, _checked(shape, q, k, v, backend, gradients))
+        found = remember(_by_tensors, key, _checked(shape, q, k, v, backend))
     if not q.stride(3) == k.stride(3) == v.stride(3) == 1 and q.shape[3] > 1:
         for name, tensor in (("q", q), ("k", k), ("v", v)):
             if tensor.stride(3) != 1:
@@ -178,14 +175,14 @@ def prepare(
 
 
 def _checked(
-    shape: Shape, q: Tensor, k: Tensor, v: Tensor, backend: str | None, gradients: bool
+    shape: Shape, q: Tensor, k: Tensor, v: Tensor, backend: str | None
 ) -> Prepared:
     for name, tensor in (("q", q), ("k", k)):
         if tensor.ndim != 4:
             refuse(name, "[batch, tokens, heads, head_dim]", describe(tensor))
     batch, _, heads, head_dim = q.shape
     found = prepare_sizes(
-        shape, batch, heads, k.shape[2], head_dim, q.dtype, q.device, backend, gradients
+        shape, batch, heads, k.shape[2], head_dim, q.dtype, q.device, backend
     )
     problem = found.problem
     if q.shape != found.query_shape:

@@ -6,8 +6,6 @@ import pytest
 import torch
 
 import triton_interpreter  # noqa: F401  before anything imports Triton
-import vidsparse
-from vidsparse.backends import Problem, choose
 
 
 def pytest_configure(config):
@@ -42,14 +40,3 @@ def pytest_collection_modifyitems(items):
     if shard:
         first, step = map(int, shard.split("/"))
         items[:] = items[first::step]
-
-
-def can_backward(device, dtype=torch.bfloat16, head_dim=64):
-    """Whether a problem has a backend with gradients on `device`."""
-    sequence = vidsparse.Sequence.grid((4, 4, 4))
-    problem = Problem(sequence, sequence, (4, 4, 4), 1, 1, 1, head_dim, dtype)
-    try:
-        choose(problem, device, None, gradients=True)
-    except vidsparse.UnsupportedError:
-        return False
-    return True

@@ -15,7 +15,6 @@ import torch
 import judging
 import transcription
 import vidsparse
-from conftest import can_backward
 from vidsparse.compat import fastvideo_kernel as ours
 
 pytestmark = pytest.mark.gpu
@@ -44,15 +43,7 @@ def backend(request, monkeypatch):
     return request.param
 
 
-@pytest.fixture
-def trains(backend):
-    """Whether that backend has gradients."""
-    return can_backward(torch.device("cuda", 0), head_dim=128)
-
-
-def test_other_streams(trains):
-    if not trains:
-        pytest.skip("no gradients")
+def test_other_streams(backend):
     inputs = tensors(4, grad=True)
     expected = layer(*inputs)
     seed = torch.randn_like(expected)
@@ -69,9 +60,9 @@ def test_other_streams(trains):
     assert all(torch.equal(a, b) for a, b in zip(got, wanted))
 
 
-def test_new_threads(trains):
+def test_new_threads(backend):
     """Where nothing has made the device's context current yet, as in torch's own of backward."""
-    inputs = tensors(4, grad=trains)
+    inputs = tensors(4, grad=True)
     expected = layer(*inputs)
     torch.cuda.synchronize()
     results = []
@@ -79,26 +70,24 @@ def test_new_threads(trains):
     thread.start()
     thread.join()
     assert torch.equal(results[0], expected)
-    if trains:
-        seed = torch.randn_like(expected)
-        results = [torch.autograd.grad(out, inputs, seed) for out in (results[0], expected)]
-        assert all(torch.equal(a, b) for a, b in zip(*results))
+    seed = torch.randn_like(expected)
+    results = [torch.autograd.grad(out, inputs, seed) for out in (results[0], expected)]
+    assert all(torch.equal(a, b) for a, b in zip(*results))
 
 
-def test_other_devices(trains):
+def test_other_devices(backend):
     """The tensors' device works, not the current one, which stays current."""
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
-    here = tensors(4, grad=trains)
-    there = [x.detach().to("cuda:1").requires_grad_(trains) for x in here]
+    here = tensors(4, grad=True)
+    there = [x.detach().to("cuda:1").requires_grad_() for x in here]
     dout = torch.randn_like(here[0])
     expected, got = layer(*here), layer(*there)
     assert torch.cuda.current_device() == 0 and got.device.index == 1
     assert torch.equal(got.cpu(), expected.cpu())
-    if trains:
-        expected = torch.autograd.grad(expected, here, dout)
-        got = torch.autograd.grad(got, there, dout.to("cuda:1"))
-        assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(got, expected))
+    expected = torch.autograd.grad(expected, here, dout)
+    got = torch.autograd.grad(got, there, dout.to("cuda:1"))
+    assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(got, expected))
     with torch.cuda.device(1), torch.cuda.stream(torch.cuda.Stream()):
         assert torch.equal(layer(*there), layer(*there))
         assert torch.equal(layer(*here).cpu(), layer(*there).cpu())
@@ -120,6 +109,30 @@ def test_cuda_graph(backend, gate):
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(out, layer(*inputs))
+
+
+def test_cuda_graph_of_a_training_step(backend):
+    inputs = tensors(4, grad=True)
+    seed = torch.randn_like(inputs[0])
+
+    def step():
+        out = layer(*inputs)
+        return out, *torch.autograd.grad(out, inputs, seed)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        for x in inputs:
+            x.copy_(torch.randn_like(x))
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(captured, step()))
 
 
 def test_no_synchronisation(backend):
@@ -203,7 +216,7 @@ def packed_inputs(tiles, heads=3, seeds=3, head_dim=128):
 
 
 @pytest.mark.parametrize("form", ["map", "indices"])
-def test_agreement_on_a_map(reference, form, trains):
+def test_agreement_on_a_map(reference, form, backend):
     tiles = 12
     (q, k, v), sizes, valid = packed_inputs(tiles)
     selected = torch.rand(1, 3, tiles, tiles) < 0.3
@@ -212,14 +225,14 @@ def test_agreement_on_a_map(reference, form, trains):
     dout[:, :, ~valid] = 0
     results = []
     for module in (ours, reference):
-        leaves = [x.clone().requires_grad_(trains) for x in (q, k, v)]
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
         if form == "map":
             out, m = module.block_sparse_attn(*leaves, selected.cuda(), sizes.cuda())
         else:
             lists = ours.triton_kernels.index.map_to_index(selected)
             lists = [x.cuda() for x in lists]
             out, m = module.block_sparse_attn_from_indices(*leaves, *lists, sizes.cuda())
-        gradients = torch.autograd.grad(out, leaves, dout.cuda()) if trains else ()
+        gradients = torch.autograd.grad(out, leaves, dout.cuda())
         results.append((out, m.reshape(1, 3, -1), *gradients))
     q_tiles = k_tiles = transcription.tiles_of_packed(sizes.tolist())
     answers = []

@@ -10,7 +10,7 @@ import torch
 
 import transcription
 import vidsparse
-from vidsparse import Packed, Plain, Sequence, TileLayout, Video, backends, masks
+from vidsparse import Packed, Plain, Sequence, TileLayout, Video, masks
 from vidsparse.prepared import Shape, prepare_sizes
 
 
@@ -103,25 +103,12 @@ def test_info_and_plan():
     assert "624 tiles" in str(plan)
     verdicts = vidsparse.explain(grid=(4, 4, 4), head_dim=100)
     assert not verdicts["cpu"].ok and "head_dim" in verdicts["cpu"].reason
-    assert vidsparse.plan(grid=(4, 4, 8), top_k=2, gradients=True).top_k == 2
+    assert vidsparse.plan(grid=(4, 4, 8), top_k=2).top_k == 2
     for top_k in (0, 3):
         with pytest.raises(vidsparse.ArgumentError, match="top_k: expected 1 to 2"):
             vidsparse.plan(grid=(4, 4, 8), top_k=top_k)
     with pytest.raises(vidsparse.ArgumentError, match="exactly one of sparsity and top_k"):
         vidsparse.plan(grid=(4, 4, 8), top_k=1, sparsity=0.5)
-
-
-def test_plans_that_want_gradients(monkeypatch):
-    """Backends without a backward are refused with that reason."""
-    rows = [row for row in backends.backend_list() if row.name == "cpu"]
-    if not rows:
-        pytest.skip("needs the compiled library")
-    monkeypatch.setattr(rows[0], "forward_only", True)
-    assert vidsparse.plan(grid=(4, 4, 4)).backend == "cpu"
-    with pytest.raises(vidsparse.UnsupportedError, match="cpu: it has no backward yet"):
-        vidsparse.plan(grid=(4, 4, 4), gradients=True)
-    assert vidsparse.explain(grid=(4, 4, 4))["cpu"].ok
-    assert not vidsparse.explain(grid=(4, 4, 4), gradients=True)["cpu"].ok
 
 
 def test_a_changed_environment_counts(monkeypatch):
