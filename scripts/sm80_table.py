@@ -28,7 +28,7 @@ SHARED = {"80": 164 * KB, "86": 100 * KB, "89": 100 * KB, "90": 228 * KB, "120":
 RESERVED = 1 * KB  # of shared memory, by the system, a block
 REGISTERS = 65536  # of a multiprocessor
 FRAGMENT = 64  # rows
-LIST = 64 * 16  # bytes of a block's list of fragments
+LIST = 32 * 16  # bytes of a block's list of fragments
 
 
 class Kernel(NamedTuple):
@@ -44,17 +44,19 @@ def attend(dim: int, row_tiles: int, key_slots: int) -> Kernel:
     return Kernel(f"attend {dim}", 128 // row_tiles, fragments * FRAGMENT * dim * 2 + LIST)
 
 
-def gradient(dim: int, by_key: int, stages: int) -> Kernel:
+def gradient(dim: int, by_key: int, column_warps: int, stages: int) -> Kernel:
     pair = 2 * FRAGMENT * dim * 2
     norms = 2 * FRAGMENT * 4 if by_key else 0
+    exchange = (1 + by_key) * FRAGMENT * FRAGMENT * 2 if column_warps == 2 else 0
     side = "key" if by_key else "query"
-    return Kernel(f"gradient by {side} {dim}", 128, pair + stages * (pair + norms) + LIST)
+    shared = pair + stages * (pair + norms) + exchange + LIST
+    return Kernel(f"gradient by {side} {dim}", 128, shared)
 
 
 def kernel_of(symbol: str) -> Kernel:
     """From a mangled name, Li128E for 128 and Lb1E for true."""
     numbers = [int(n) for n in re.findall(r"L[ib](\d+)E", symbol)]
-    return (attend if "AttendConfig" in symbol else gradient)(*numbers[:3])
+    return attend(*numbers[:3]) if "AttendConfig" in symbol else gradient(*numbers[:4])
 
 
 def compile_kernels(nvcc: str, file: str) -> str:
