@@ -11,7 +11,8 @@ QUICK = -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O1 -g1" -DVIDSPARSE_CUDA=OFF
 PYTHON_ENV = $(BUILD)/python
 PYTHON = $(PYTHON_ENV)/bin/python
 PYTHON_SOURCES = python tests/python examples/python bench/host_overhead.py bench/profile_layer.py
-SOURCES = $(shell git ls-files '*.cpp' '*.hpp' '*.h' '*.c' '*.cu' '*.cuh')
+SOURCES = $(shell find include src python tools tests bench examples -name '*.[hc]' \
+  -o -name '*.[hc]pp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help demo test test-python wheel build format format-check python-check tidy asan tsan fuzz bench-cpu clean
 
@@ -55,10 +56,11 @@ format-check:  ## fail if a source is not formatted
 	@scripts/setup format
 	@clang-format --dry-run --Werror $(SOURCES)
 
-python-check:  ## ruff over the Python sources
+python-check:  ## ruff and mypy over the Python sources
 	@scripts/setup build
 	@scripts/python_env $(PYTHON_ENV)
 	@$(PYTHON) -m ruff check $(PYTHON_SOURCES)
+	@$(PYTHON) -m mypy --no-error-summary
 
 tidy: build  ## clang-tidy over the library
 	@scripts/setup tidy

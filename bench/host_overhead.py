@@ -4,8 +4,9 @@ and the library cost before any kernel works.
     python bench/host_overhead.py [--device cuda] [--part inference] [--json FILE]
 
 On the CPU the sequence is empty, so that no kernel has work; on a GPU calls are only enqueued, on
-one tile. Median of rounds, microseconds of wall clock on one thread. The peer is torch's own
-scaled_dot_product_attention on the same tensors.
+one tile, and no more of them in a row than the driver's queue of launches holds: beyond that the
+host would wait for the GPU. Median of rounds, microseconds of wall clock on one thread. The peer is
+torch's own scaled_dot_product_attention on the same tensors.
 """
 
 import argparse
@@ -20,28 +21,30 @@ import torch
 
 import vidsparse
 
-ROUNDS, CALLS = 15, 300
+ROUNDS, CALLS = 60, 40  # CALLS times the kernels of one stay well below the 1024 of the queue
 
 
-def microseconds(call, device):
-    """Median over rounds of the mean time of a call."""
-    for _ in range(CALLS):
-        call()
-    times = []
+def microseconds(calls, device):
+    """Median over rounds of the mean time of each call; the calls take turns."""
+    times = {name: [] for name in calls}
     for _ in range(ROUNDS):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(CALLS):
-            call()
-        times.append((time.perf_counter() - start) / CALLS * 1e6)
-    return statistics.median(times)
+        for name, call in calls.items():
+            with torch.set_grad_enabled("training" in name):
+                call()
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                start = time.perf_counter()
+                for _ in range(CALLS):
+                    call()
+                times[name].append((time.perf_counter() - start) / CALLS * 1e6)
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def measure(device, part):
     tokens, grid = (0, (0, 4, 4)) if device.type == "cpu" else (64, (4, 4, 4))
     q, k, v, gate = (torch.randn(1, tokens, 1, 64, device=device).bfloat16() for _ in range(4))
     leaves = [x.clone().requires_grad_() for x in (q, k, v, gate)]
+    dout = torch.randn_like(q)
     first = [x.transpose(1, 2) for x in (q, k, v)]
     kwargs = dict(grid=grid, sparsity=0.9)
 
@@ -52,23 +55,28 @@ def measure(device, part):
         vidsparse.video_sparse_attention(q, k, v, gate=gate, **kwargs)
 
     def training():
-        vidsparse.video_sparse_attention(*leaves[:3], gate=leaves[3], **kwargs)
+        return vidsparse.video_sparse_attention(*leaves[:3], gate=leaves[3], **kwargs)
+
+    def step():
+        torch.autograd.grad(training(), leaves, dout)
 
     def peer():
         torch.nn.functional.scaled_dot_product_attention(*first)
 
-    results = {}
+    calls = {}
     if part != "training":
-        with torch.no_grad():
-            results["inference"] = microseconds(inference, device)
-            results["inference, gate"] = microseconds(gated, device)
-            results["torch SDPA, inference"] = microseconds(peer, device)
+        calls |= {
+            "inference": inference,
+            "inference, gate": gated,
+            "torch SDPA, inference": peer,
+        }
     if part != "inference":
         try:
-            results["training forward, gate"] = microseconds(training, device)
+            step()
+            calls |= {"training forward, gate": training, "training step, gate": step}
         except vidsparse.UnsupportedError as error:
             print(f"training: {error}")
-    return results
+    return microseconds(calls, device)
 
 
 def cpu_name():

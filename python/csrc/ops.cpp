@@ -1,8 +1,10 @@
 // The library's calls as torch operators in the namespace vidsparse_native. They write into tensors
-// that python/vidsparse allocates, and know neither autograd nor tracing: those are above them.
+// that python/vidsparse allocates (forward allocates what it keeps for backward, which takes the host
+// less here), and know neither autograd nor tracing: those are above them.
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
+
+#include <tuple>
 
 #include "errors.hpp"
 #include "plans.hpp"
@@ -73,8 +75,7 @@ template <class Args>
 void run(void (Plan::*call)(const Args&, Workspace, void*) const, const Plan& plan,
          const Args& args, const Tensor& like, std::int64_t stream) {
   const auto bytes = static_cast<std::int64_t>(plan.workspace_bytes(args));
-  const Tensor memory =
-      torch::stable::new_empty(like, {bytes}, torch::headeronly::ScalarType::Byte);
+  const Tensor memory = empty(like, {bytes}, aoti_torch_dtype_uint8());
   (plan.*call)(args, {memory.data_ptr(), static_cast<std::size_t>(bytes)},
                reinterpret_cast<void*>(stream));  // NOLINT: how torch hands streams out
 }
@@ -157,13 +158,33 @@ void attend(std::int64_t handle, std::int64_t stream, Tensor q, Tensor k, Tensor
   });
 }
 
-void forward(std::int64_t handle, std::int64_t stream, Tensor q, Tensor k, Tensor v,
+// What a forward gives besides out: lse, mask, oc, coarse_max, coarse_sum, those that are wanted.
+using Kept =
+    std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor>;
+
+Kept forward(std::int64_t handle, std::int64_t stream, Tensor q, Tensor k, Tensor v,
              OptionalTensor query_lengths, OptionalTensor key_lengths, std::int64_t top_k,
              bool compete, OptionalTensor always, double scale, std::optional<double> gate_value,
-             OptionalTensor gate, Tensor out, OptionalTensor lse, OptionalTensor mask,
-             OptionalTensor oc, OptionalTensor coarse_max, OptionalTensor coarse_sum) {
-  translated([&] {
+             OptionalTensor gate, Tensor out, bool want_lse, bool want_mask, bool want_coarse) {
+  return translated([&] {
     const auto plan = find_plan(handle);
+    const Problem& problem = plan->problem();
+    const MaskShape shape = plan->mask_shape();
+    const std::int32_t acc =
+        problem.dtype == DType::f64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
+    OptionalTensor lse, mask, oc, coarse_max, coarse_sum;
+    if (want_lse) {
+      lse = empty(q, {shape.batch, shape.heads, plan->query_layout().tokens()}, acc);
+    }
+    if (want_mask) {
+      mask = empty(q, {shape.batch, shape.heads, shape.query_tiles, shape.row_words()},
+                   aoti_torch_dtype_int64());
+    }
+    if (want_coarse) {
+      oc = empty(q, {shape.batch, shape.heads, shape.query_tiles, problem.head_dim}, acc);
+      coarse_max = empty(q, {shape.batch, shape.heads, shape.query_tiles}, acc);
+      coarse_sum = empty(q, {shape.batch, shape.heads, shape.query_tiles}, acc);
+    }
     ForwardArgs args;
     args.q = view("q", q);
     args.k = view("k", k);
@@ -174,11 +195,12 @@ void forward(std::int64_t handle, std::int64_t stream, Tensor q, Tensor k, Tenso
     args.gate = gate_of(gate_value, gate);
     args.out = view("out", out);
     args.lse = view("lse", lse);
-    args.mask = mask_view("mask", mask, plan->key_layout().tiles());
+    args.mask = mask_view("mask", mask, shape.key_tiles);
     args.oc = view("oc", oc);
     args.coarse_max = view("coarse_max", coarse_max);
     args.coarse_sum = view("coarse_sum", coarse_sum);
     run(&Plan::forward, *plan, args, q, stream);
+    return Kept(lse, mask, oc, coarse_max, coarse_sum);
   });
 }
 
@@ -239,8 +261,9 @@ STABLE_TORCH_LIBRARY(vidsparse_native, library) {
   library.def(
       "forward(int plan, int stream, Tensor q, Tensor k, Tensor v, Tensor? query_lengths, "
       "Tensor? key_lengths, int top_k, bool compete, Tensor? always, float scale, "
-      "float? gate_value, Tensor? gate, Tensor(a!) out, Tensor(b!)? lse, Tensor(c!)? mask, "
-      "Tensor(d!)? oc, Tensor(e!)? coarse_max, Tensor(f!)? coarse_sum) -> ()");
+      "float? gate_value, Tensor? gate, Tensor(a!) out, bool want_lse, bool want_mask, "
+      "bool want_coarse) -> (Tensor? lse, Tensor? mask, Tensor? oc, Tensor? coarse_max, "
+      "Tensor? coarse_sum)");
   library.def(
       "backward(int plan, int stream, Tensor q, Tensor k, Tensor v, Tensor? query_lengths, "
       "Tensor? key_lengths, float scale, Tensor mask, float? gate_value, Tensor? gate, "

@@ -1,5 +1,7 @@
 #include "tensors.hpp"
 
+#include <algorithm>
+#include <array>
 #include <string>
 
 #include "errors.hpp"
@@ -29,6 +31,25 @@ DType dtype_of(const char* name, ScalarType type) {
 }
 
 }  // namespace
+
+torch::stable::Tensor empty(const torch::stable::Tensor& like,
+                            std::initializer_list<std::int64_t> sizes, std::int32_t dtype) {
+  std::array<std::int64_t, 4> strides{};
+  std::int64_t stride = 1;
+  for (std::size_t i = sizes.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= std::max<std::int64_t>(sizes.begin()[i], 1);
+  }
+  std::int32_t device_type = 0;
+  std::int32_t device_index = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()),
+                                                  sizes.begin(), strides.data(), dtype,
+                                                  device_type, device_index, &handle));
+  return torch::stable::Tensor(handle);
+}
 
 TensorRef view(const char* name, const torch::stable::Tensor& tensor) {
   const std::int64_t rank = tensor.dim();

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 
 #include "vidsparse/problem.hpp"
@@ -12,6 +13,11 @@
 namespace vidsparse::torch_ops {
 
 using OptionalTensor = std::optional<torch::stable::Tensor>;
+
+/// An uninitialised dense tensor on the device of `like`; `dtype` is aoti_torch_dtype_*().
+/// torch::stable::new_empty does the same by way of the dispatcher, which takes the host longer.
+torch::stable::Tensor empty(const torch::stable::Tensor& like,
+                            std::initializer_list<std::int64_t> sizes, std::int32_t dtype);
 
 /// Views of torch tensors; they live as long as the tensor. A missing tensor is an absent view.
 /// `name` is the argument's, for the error where dtype or rank are none of ours.

@@ -2,7 +2,8 @@
 
 A backend answers `can_run`, and prepares `Kernels` for a `Problem`: every choice and size is made
 there, and the calls only run. Arguments arrive validated, outputs allocated (and uninitialised); a
-call writes them whole. On a GPU it neither allocates, but for one workspace, nor synchronises.
+call writes them whole. On a GPU it does not synchronise, and allocates scratch from torch's caching
+allocator only: the compiled backends one workspace, Triton a tensor for each intermediate result.
 
 Letters in the shapes: B batch, H query heads, G key/value heads (query head h reads key head
 h // (H // G)), Sq and Sk tokens (pad slots included), Nq and Nk tiles, D head_dim, W words of a
@@ -24,11 +25,13 @@ import torch
 from torch import Tensor
 
 from .errors import UnsupportedError, refuse
-from .layout import TileLayout, layout_of
+from .layout import TileLayout, layout_of, mask_words
 from .sequence import Sequence, Tile
 
 Gate: TypeAlias = Tensor | float | None  # tensor: [B, Sq, H, D] in the problem's dtype
 PrefixMode: TypeAlias = Literal["exempt", "compete"]
+# What a forward gives besides out: lse, mask, oc, coarse_max, coarse_sum; None where not wanted.
+Kept: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 class Verdict(NamedTuple):
@@ -85,6 +88,7 @@ class Selection(NamedTuple):
 class Kernels(ABC):
     """One backend prepared for one problem. Immutable, shared by threads."""
 
+    problem: Problem
     backend: str
     detail: str  # what was chosen, e.g. the instruction set
 
@@ -133,7 +137,6 @@ class Kernels(ABC):
     ) -> None:
         """Block-sparse attention over a mask, gate * oc added where there is a gate."""
 
-    @abstractmethod
     def forward(
         self,
         q: Tensor,  # [B, Sq, H, D]
@@ -151,6 +154,36 @@ class Kernels(ABC):
         coarse_sum: Tensor | None,  # out: acc [B, H, Nq]; with a gate only
     ) -> None:
         """The whole op: pool, select, attend. None outputs are not wanted."""
+        raise NotImplementedError
+
+    def forward_keeping(
+        self,
+        q: Tensor,  # [B, Sq, H, D]
+        k: Tensor,  # [B, Sk, G, D]
+        v: Tensor,  # [B, Sk, G, D]
+        lengths: Lengths,
+        selection: Selection,
+        scale: float,
+        gate: Gate,
+        out: Tensor,  # out: [B, Sq, H, D]
+        want_lse: bool,
+        want_mask: bool,
+        want_coarse: bool,  # oc, coarse_max and coarse_sum; with a gate only
+    ) -> Kept:
+        """`forward`, with what is wanted besides `out` allocated here. A backend has the one or the
+        other."""
+        rows = q.shape[0], q.shape[2], self.problem.query_layout.tiles
+        words = mask_words(self.problem.key_layout.tiles)
+        acc = self.problem.accumulator
+        kept = (
+            q.new_empty((rows[0], rows[1], q.shape[1]), dtype=acc) if want_lse else None,
+            q.new_empty((*rows, words), dtype=torch.int64) if want_mask else None,
+            q.new_empty((*rows, q.shape[3]), dtype=acc) if want_coarse else None,
+            q.new_empty(rows, dtype=acc) if want_coarse else None,
+            q.new_empty(rows, dtype=acc) if want_coarse else None,
+        )
+        self.forward(q, k, v, lengths, selection, scale, gate, out, *kept)
+        return kept
 
     @abstractmethod
     def backward(
@@ -202,6 +235,16 @@ def backend_list() -> list[Backend]:
     return native.backends() + triton_backend.backends()
 
 
+def judge(
+    row: Backend, problem: Problem, device: torch.device, gradients: bool = False
+) -> Verdict:
+    """Whether a backend can run a problem, with `gradients` if they are wanted."""
+    verdict = row.can_run(problem, device)
+    if verdict.ok and gradients and row.forward_only:
+        return Verdict(False, "it has no backward yet, and gradients are wanted")
+    return verdict
+
+
 def choose(
     problem: Problem, device: torch.device, backend: str | None, gradients: bool = False
 ) -> Backend:
@@ -217,9 +260,7 @@ def choose(
     for row in everything:
         if row.on_request if forced is None else row.name != forced:
             continue
-        verdict = row.can_run(problem, device)
-        if verdict.ok and gradients and row.forward_only:
-            verdict = Verdict(False, "it has no backward yet, and gradients are wanted")
+        verdict = judge(row, problem, device, gradients)
         if verdict.ok:
             return row
         refusals.append(f"{row.name}: {verdict.reason}")

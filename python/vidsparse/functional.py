@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from . import ops, stages
 from .backends import Gate, PrefixMode
+from .calls import Options, run, seen, seen_key
 from .errors import refuse
 from .masks import Mask, as_bitmap, without_tail
-from .ops import Options
 from .prepared import Shape, count_tokens
 from .sequence import Ints, Sequence, encode_grid, parse_tile
 
@@ -76,13 +76,24 @@ def video_sparse_attention(
         ArgumentError: names the argument, what was expected and what came.
         UnsupportedError: no backend can run this; has each one's reason.
     """
+    call_key = None
+    if query_lengths is key_lengths is always is None and type(layout) is str:
+        static = (
+            grid, query, key, tile, sparsity, top_k, scale, prefix, prefix_mode, kv_grid, layout,
+            return_lse, return_selection, backend,
+        )  # fmt: skip
+        call_key = seen_key(q, k, v, gate, static)
+        bound = seen(call_key)
+        if bound is not None:
+            results = run(q, k, v, gate if isinstance(gate, Tensor) else None, bound)
+            return _asked(results, return_lse, return_selection)
     shape, lengths = _tokens(
         grid, query, key, tile, prefix, kv_grid, layout, query_lengths, key_lengths
     )
     q, k, v, gate = _autocast(q, k, v, gate)
     return _forward(
         q, k, v, gate, shape, lengths, always, sparsity, top_k, prefix_mode, scale, backend,
-        return_lse, return_selection,
+        return_lse, return_selection, call_key,
     )  # fmt: skip
 
 
@@ -107,11 +118,22 @@ def video_sparse_attention_qkvpacked(
 ) -> Tensor | tuple[Tensor, ...]:
     """`video_sparse_attention` of one fused tensor [B, S, 3, H, D], read in place; its gradient is
     one tensor too, written in place. `lengths` are those of both sides."""
+    call_key = None
+    if lengths is always is None and type(layout) is str:
+        static = (
+            grid, query, tile, sparsity, top_k, scale, prefix, prefix_mode, layout, return_lse,
+            return_selection, backend,
+        )  # fmt: skip
+        call_key = seen_key(qkv, None, None, gate, static)
+        bound = seen(call_key)
+        if bound is not None:
+            results = run(qkv, None, None, gate if isinstance(gate, Tensor) else None, bound)
+            return _asked(results, return_lse, return_selection)
     shape, both = _tokens(grid, query, None, tile, prefix, None, layout, lengths, lengths)
-    qkv, _, _, gate = _autocast(qkv, None, None, gate)
+    qkv, gate = _autocast(qkv, gate)
     return _forward(
         qkv, None, None, gate, shape, both, always, sparsity, top_k, prefix_mode, scale, backend,
-        return_lse, return_selection,
+        return_lse, return_selection, call_key,
     )  # fmt: skip
 
 
@@ -141,13 +163,14 @@ def block_sparse_attention(
     shape, lengths = _tokens(
         grid, query, key, tile, prefix, kv_grid, layout, query_lengths, key_lengths
     )
-    q, k, v, _ = _autocast(q, k, v, None)
+    q, k, v = _autocast(q, k, v)
     bitmap = as_bitmap(mask, count_tokens(shape.key, shape.tile)[1])
     options = Options(
-        shape, *lengths, bitmap, None, None, None, False, scale, None, backend, return_lse, False
-    )
+        shape, *lengths, bitmap, None, None, None, False, _number("scale", scale), None, backend,
+        return_lse, False,
+    )  # fmt: skip
     out, lse, _ = ops.forward(q, k, v, None, options)
-    return (out, lse) if return_lse else out
+    return out if lse is None or not return_lse else (out, lse)
 
 
 def pool(
@@ -202,23 +225,30 @@ def select(
         grid, query, key, tile, prefix, kv_grid, layout, query_lengths, key_lengths
     )
     mask, oc, _, _ = stages.select(
-        qc, kc, vc, *lengths, *shape, scale, backend, _without_tail(always, shape), sparsity,
-        top_k, _compete(prefix_mode),
+        qc, kc, vc, *lengths, *shape, _number("scale", scale), backend,
+        _without_tail(always, shape), sparsity, top_k, _compete(prefix_mode),
     )  # fmt: skip
     return mask if vc is None else (mask, oc)
 
 
 def _forward(
     q, k, v, gate, shape, lengths, always, sparsity, top_k, prefix_mode, scale, backend,
-    return_lse, return_selection,
+    return_lse, return_selection, call_key,
 ):  # fmt: skip
     is_tensor = isinstance(gate, Tensor)
+    gate_value = None if is_tensor else _number("gate", gate)
     options = Options(
         shape, *lengths, None, _without_tail(always, shape), sparsity, top_k,
-        _compete(prefix_mode), scale, None if is_tensor or gate is None else float(gate), backend,
-        return_lse, return_selection,
+        _compete(prefix_mode), _number("scale", scale), gate_value, backend, return_lse,
+        return_selection,
     )  # fmt: skip
-    out, lse, mask = ops.forward(q, k, v, gate if is_tensor else None, options)
+    results = ops.forward(q, k, v, gate if is_tensor else None, options, call_key)
+    return _asked(results, return_lse, return_selection)
+
+
+def _asked(results, return_lse, return_selection):
+    """What was asked for of out, lse and mask."""
+    out, lse, mask = results
     if not (return_lse or return_selection):
         return out
     return (out, *((lse,) if return_lse else ()), *((mask,) if return_selection else ()))
@@ -228,6 +258,16 @@ def _without_tail(always: Tensor | None, shape: Shape) -> Tensor | None:
     if always is None:
         return None
     return without_tail(always, count_tokens(shape.key, shape.tile)[1])
+
+
+def _number(name: str, value: float | None) -> float | None:
+    """As a float: kernels take no integers."""
+    if value is None:
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        refuse(name, "a number", repr(value))
 
 
 def _compete(prefix_mode: str) -> bool:
@@ -248,8 +288,8 @@ def _tokens(
             refuse("layout", "packed sizes alone, without prefix, kv_grid or lengths", "both")
         sizes = layout if isinstance(layout, tuple) else (layout, layout)
         slots = sides[0] * sides[1] * sides[2]
-        codes = [(2, part.shape[-1], slots, 0) for part in sizes]
-        return Shape(*codes, sides), sizes
+        packed = [(2, part.shape[-1], slots, 0) for part in sizes]
+        return Shape(packed[0], packed[1], sides), sizes
     if layout != "raster":
         refuse("layout", "raster or the sizes of packed tiles", layout)
     if (grid is None) == (query is None):
@@ -270,15 +310,13 @@ def _tokens(
     return Shape(query_code, key_code, sides), (query_lengths, key_lengths)
 
 
-def _autocast(
-    q: Tensor, k: Tensor | None, v: Tensor | None, gate: Gate
-) -> tuple[Tensor, Tensor | None, Tensor | None, Gate]:
-    """In autocast's dtype, where it is on."""
+def _autocast(q: Tensor, *others: Gate) -> tuple[Any, ...]:
+    """All of them, tensors in autocast's dtype where it is on."""
     device = q.device.type
     if device == "meta" or not torch.is_autocast_enabled(device):
-        return q, k, v, gate
+        return q, *others
     dtype = torch.get_autocast_dtype(device)
     return tuple(
         x.to(dtype) if isinstance(x, Tensor) and x.dtype != torch.float64 else x
-        for x in (q, k, v, gate)
+        for x in (q, *others)
     )

@@ -10,9 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from . import native
-from .backends import Problem, Verdict, backend_list, choose
+from .backends import Problem, Verdict, backend_list, choose, judge
 from .errors import refuse
-from .layout import TileLayout, top_k_of
+from .layout import TileLayout, resolve_top_k
 from .sequence import Ints, Sequence, parse_tile
 
 
@@ -117,9 +117,12 @@ def _problem(
     head_dim: int,
     dtype: torch.dtype,
 ) -> Problem:
-    if (grid is None) == (query is None):
-        refuse("grid", "exactly one of grid and query", "neither" if grid is None else "both")
-    query = Sequence.grid(grid, prefix) if grid is not None else query
+    if grid is not None:
+        if query is not None:
+            refuse("grid", "exactly one of grid and query", "both")
+        query = Sequence.grid(grid, prefix)
+    elif query is None:
+        refuse("grid", "exactly one of grid and query", "neither")
     sides = parse_tile(tile)
     return Problem(query, key or query, sides, batch, heads, heads_kv or heads, head_dim, dtype)
 
@@ -139,17 +142,21 @@ def plan(
     device: torch.device | str = "cpu",
     sparsity: float | None = None,
     top_k: int | None = None,
+    gradients: bool = False,
     backend: str | None = None,
 ) -> PlanInfo:
-    """Validates a problem and says how it would be tiled and who would run it. Raises what the call
-    would: ArgumentError, or UnsupportedError with every backend's reason."""
+    """Validates a problem and says how it would be tiled and who would run it, `gradients` wanted
+    or not. Raises what the call would: ArgumentError, or UnsupportedError with every backend's
+    reason."""
     problem = _problem(
         grid, query, key, prefix, tile, batch, heads, heads_kv, head_dim, dtype
     )
     where = torch.device(device)
-    chosen = choose(problem, where, backend)
     layout = problem.key_layout
-    kept = top_k if sparsity is None else top_k_of(sparsity, layout.video_tiles)
+    kept = None
+    if sparsity is not None or top_k is not None:
+        kept = resolve_top_k(sparsity, top_k, layout.video_tiles)
+    chosen = choose(problem, where, backend, gradients)
     detail = chosen.can_run(problem, where).reason
     query_layout = problem.query_layout
     waste = query_layout.padding_waste()
@@ -169,9 +176,11 @@ def explain(
     head_dim: int = 128,
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cpu",
+    gradients: bool = False,
 ) -> dict[str, Verdict]:
-    """Every backend's verdict on a problem, in order of preference."""
+    """Every backend's verdict on a problem, `gradients` wanted or not, in order of preference."""
     problem = _problem(
         grid, query, key, prefix, tile, batch, heads, heads_kv, head_dim, dtype
     )
-    return {row.name: row.can_run(problem, torch.device(device)) for row in backend_list()}
+    where = torch.device(device)
+    return {row.name: judge(row, problem, where, gradients) for row in backend_list()}

@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 
 from .errors import refuse
-from .sequence import Plain, Sequence, Tile, parse_tile
+from .sequence import Packed, Plain, Sequence, Tile, parse_tile
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,16 @@ class TileLayout:
         token, index, plains = 0, 0, 0
         for segment in sequence.segments or ((sequence.packed,) if sequence.is_packed else ()):
             is_plain = isinstance(segment, Plain)
+            box = (1, 1, self.slots)
             if isinstance(segment, Plain):
-                grid, box = (1, 1, segment.length), (1, 1, self.slots)
-            elif sequence.is_packed:
-                grid, box = (1, 1, sequence.packed.tiles * self.slots), (1, 1, self.slots)
+                grid = (1, 1, segment.length)
+            elif isinstance(segment, Packed):
+                grid = (1, 1, segment.tiles * self.slots)
             else:
                 grid, box = (segment.t, segment.h, segment.w), self.tile
             if min(grid) < 0:
                 refuse("sequence", "sides >= 0", sequence)
-            counts = tuple(-(-side // step) for side, step in zip(grid, box))
+            counts = (-(-grid[0] // box[0]), -(-grid[1] // box[1]), -(-grid[2] // box[2]))
             part = Part(
                 is_plain, token, index, math.prod(counts), grid, counts, box,
                 plains if is_plain else -1,
@@ -100,9 +101,11 @@ class TileLayout:
                 local = index - part.first_tile
                 _, n_h, n_w = part.tile_grid
                 place = (local // (n_h * n_w), local // n_w % n_h, local % n_w)
-                origin = tuple(p * b for p, b in zip(place, part.box))
-                extent = tuple(min(b, g - o) for b, g, o in zip(part.box, part.grid, origin))
-                return Box(number, origin, extent)
+                t, h, w = (p * side for p, side in zip(place, part.box))
+                a, b, c = (
+                    min(side, g - o) for side, g, o in zip(part.box, part.grid, (t, h, w))
+                )
+                return Box(number, (t, h, w), (a, b, c))
         refuse("tile index", f"0 to {self.tiles - 1}", index)
 
     def is_plain(self, index: int) -> bool:
@@ -140,6 +143,19 @@ def top_k_of(sparsity: float, tiles: int) -> int:
     if not 0.0 <= sparsity < 1.0:
         refuse("sparsity", "a number in [0, 1)", sparsity)
     return max(1, min(math.ceil((1.0 - sparsity) * tiles), tiles)) if tiles > 0 else 0
+
+
+def resolve_top_k(sparsity: float | torch.Tensor | None, top_k: int | None, tiles: int) -> int:
+    """k among video key tiles, from exactly one of the two; sparsity may be a 0-dim tensor."""
+    if sparsity is not None:
+        if top_k is not None:
+            refuse("sparsity", "exactly one of sparsity and top_k", "both")
+        return top_k_of(float(sparsity), tiles)
+    if top_k is None:
+        refuse("sparsity", "exactly one of sparsity and top_k", "neither")
+    if not min(1, tiles) <= top_k <= tiles or int(top_k) != top_k:
+        refuse("top_k", f"1 to {tiles}, the number of video key tiles", top_k)
+    return int(top_k)
 
 
 def mask_words(key_tiles: int) -> int:

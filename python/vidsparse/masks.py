@@ -74,6 +74,8 @@ def as_bitmap(mask: Mask, key_tiles: int) -> Tensor:
     are made zero: no kernel may meet a tile that does not exist."""
     if isinstance(mask, tuple):
         return from_indices(*mask, key_tiles)
+    if not isinstance(mask, Tensor):
+        refuse("mask", "a bool tensor, a bitmap, or a pair of index lists", mask)
     if mask.dtype == torch.int64:
         return without_tail(mask, key_tiles)
     if mask.shape[-1] != key_tiles:

@@ -81,12 +81,14 @@ class VideoSparseAttention(nn.Module):
             if hidden_states is None:
                 refuse("hidden_states", "the tensor that q was projected from, for the gate", None)
             gate = self.to_gate_compress(hidden_states).unflatten(-1, (self.heads, self.head_dim))
-        return video_sparse_attention(
+        out = video_sparse_attention(
             q, k, v, grid=grid, query=query, key=key, tile=self.tile, sparsity=sparsity,
             top_k=top_k, gate=gate, scale=self.scale, prefix=prefix, prefix_mode=self.prefix_mode,
             layout=layout, query_lengths=query_lengths, key_lengths=key_lengths, always=always,
             backend=self.backend,
         )  # fmt: skip
+        assert isinstance(out, Tensor)
+        return out
 
 
 def gate_projection(
@@ -126,8 +128,8 @@ def load_gate_weights(
     """
     by_end = {}
     for name, tensor in weights.items():
-        head, found, end = name.rpartition("to_gate_compress.")
-        if found:
+        head, gate_name, end = name.rpartition("to_gate_compress.")
+        if gate_name:
             by_end[f".{head.strip('.')}", end] = tensor
     loaded = []
     with torch.no_grad():
@@ -135,21 +137,23 @@ def load_gate_weights(
             parent = path.rpartition(".")[0]
             complete = True
             for end, parameter in gate.named_parameters():
-                tensor = _find(by_end, (path, parent), end)
-                complete &= tensor is not None
-                if tensor is None:
+                found = _find(by_end, (path, parent), end)
+                complete &= found is not None
+                if found is None:
                     parameter.zero_()
-                elif tensor.shape != parameter.shape:
+                elif found.shape != parameter.shape:
                     expected = f"{list(parameter.shape)} for {path}.to_gate_compress.{end}"
-                    refuse("gate_weights", expected, list(tensor.shape))
+                    refuse("gate_weights", expected, list(found.shape))
                 else:
-                    parameter.copy_(tensor)
+                    parameter.copy_(found)
             if complete:
                 loaded.append(path)
     return loaded
 
 
-def _find(by_end: Mapping[tuple[str, str], Tensor], paths: Ints, end: str) -> Tensor | None:
+def _find(
+    by_end: Mapping[tuple[str, str], Tensor], paths: tuple[str, str], end: str
+) -> Tensor | None:
     for path in paths:
         for (head, kind), tensor in by_end.items():
             if kind == end and head.endswith(f".{path}"):

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import sys
 import weakref
 from functools import lru_cache
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from .backends import Backend, Gate, Kernels, Lengths, Problem, Selection, Verdict
+from .backends import Backend, Gate, Kept, Kernels, Lengths, Problem, Selection, Verdict
 from .errors import ArgumentError, UnsupportedError
 
 _FILE = {"win32": "vidsparse_torch.dll", "darwin": "libvidsparse_torch.dylib"}
 _DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}  # DType
-_FORWARD_ONLY = frozenset({"sm90"})
 _TEXT = re.compile(r"vidsparse\[(\d+):(\w*)[^\]]*\] (.*)", re.DOTALL)
 
 
@@ -69,7 +67,8 @@ def rows_of(text: str) -> list[tuple[str, Verdict, bool, str]]:
 
 
 class NativeKernels(Kernels):
-    """A plan of the library. CUDA calls run on torch's current stream of the plan's device."""
+    """A plan of the library. CUDA calls run on torch's current stream of the plan's device, which
+    the library makes current for their duration."""
 
     def __init__(self, problem: Problem, device: torch.device, backend: str):
         ops = torch.ops.vidsparse_native
@@ -78,19 +77,16 @@ class NativeKernels(Kernels):
         except RuntimeError as error:
             translate(error)
         weakref.finalize(self, ops.free_plan, self._plan)
+        self.problem = problem
         self.backend = backend
         self.detail = ops.plan_detail(self._plan)
-        self._device = device if device.type != "cpu" else None
+        self._index = None if device.type == "cpu" else _device_code(device)[1]
 
-    def _run(self, operator: torch._ops.OpOverload, *args: object) -> None:
+    def _run(self, operator: torch._ops.OpOverload, *args: object) -> Any:
         try:
-            if self._device is None:
-                operator(self._plan, 0, *args)
-                return
-            other = torch.cuda.current_device() != self._device.index
-            with torch.cuda.device(self._device) if other else contextlib.nullcontext():
-                stream = torch.cuda.current_stream(self._device).cuda_stream
-                operator(self._plan, stream, *args)
+            # torch.cuda.current_stream(), less the object it makes: 0.1 us in place of 3.
+            stream = 0 if self._index is None else torch._C._cuda_getCurrentRawStream(self._index)
+            return operator(self._plan, stream, *args)
         except RuntimeError as error:
             translate(error)
 
@@ -113,14 +109,14 @@ class NativeKernels(Kernels):
             *_split(gate), oc, out, lse,
         )  # fmt: skip
 
-    def forward(
-        self, q, k, v, lengths: Lengths, selection: Selection, scale, gate: Gate, out, lse, mask,
-        oc, coarse_max, coarse_sum,
-    ) -> None:  # fmt: skip
-        self._run(
+    def forward_keeping(
+        self, q, k, v, lengths: Lengths, selection: Selection, scale, gate: Gate, out, want_lse,
+        want_mask, want_coarse,
+    ) -> Kept:  # fmt: skip
+        return self._run(
             torch.ops.vidsparse_native.forward.default, q, k, v, *lengths, selection.top_k,
-            selection.prefix_mode == "compete", selection.always, scale, *_split(gate), out, lse,
-            mask, oc, coarse_max, coarse_sum,
+            selection.prefix_mode == "compete", selection.always, scale, *_split(gate), out,
+            want_lse, want_mask, want_coarse,
         )  # fmt: skip
 
     def backward(
@@ -143,7 +139,6 @@ class NativeBackend(Backend):
         self.name = name
         self.on_request = on_request
         self.summary = summary
-        self.forward_only = name in _FORWARD_ONLY
 
     def can_run(self, problem: Problem | None, device: torch.device) -> Verdict:
         if device.type not in ("cpu", "cuda"):

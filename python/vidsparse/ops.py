@@ -1,171 +1,30 @@
-"""The op on torch tensors: the calls themselves, autograd, and the torch operators for tracing.
-
-Two ways lead to the same calls. Eager code on plain tensors goes straight to them, through an
-autograd.Function where gradients are wanted: the dispatcher with a Python kernel would cost more
-than the host budget of a layer. Whatever traces or intercepts (torch.compile, export, fake tensors,
-dispatch modes, subclasses) sees opaque operators torch.ops.vidsparse.*.
-
-A fused qkv [B, S, 3, H, D] is passed as q, with k and v None; its gradient is one tensor likewise.
+"""The op as torch operators torch.ops.vidsparse.*, opaque to whatever traces or intercepts:
+torch.compile, export, fake tensors, dispatch modes, subclasses. Eager code on plain tensors goes
+past them (calls.py): the dispatcher with a Python kernel would cost more than the host budget of a
+layer.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from .calls import (
+    Options,
+    bind,
+    is_plain,
+    keeps,
+    remember_call,
+    run,
+    run_backward,
+    run_forward,
+    unfuse,
+)
 from .errors import refuse
 from .layout import mask_words
-from .prepared import Shape, count_tokens, describe, prepare
+from .prepared import Shape, count_tokens, describe
 
-
-class Options(NamedTuple):
-    """The arguments of a forward call that are not differentiable tensors."""
-
-    shape: Shape
-    query_lengths: Tensor | None
-    key_lengths: Tensor | None
-    mask: Tensor | None  # attend over this bitmap; else select
-    always: Tensor | None
-    sparsity: float | Tensor | None  # a tensor (0-dim, CPU) where it is traced
-    top_k: int | None
-    compete: bool
-    scale: float | None
-    gate_value: float | None
-    backend: str | None
-    want_lse: bool
-    want_mask: bool
-
-
-class Results(NamedTuple):
-    """What a forward call gives; what was not asked for is None."""
-
-    out: Tensor  # [B, Sq, H, D]
-    lse: Tensor | None  # acc [B, H, Sq]
-    mask: Tensor | None  # int64 [B, H, Nq, W]
-    oc: Tensor | None  # acc [B, H, Nq, D]
-    coarse_max: Tensor | None  # acc [B, H, Nq]
-    coarse_sum: Tensor | None  # acc [B, H, Nq]
-
-
-def _unfuse(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    if k is not None and v is not None:
-        return q, k, v
-    if q.ndim != 5 or q.shape[2] != 3:
-        refuse("qkv", "[batch, tokens, 3, heads, head_dim]", describe(q))
-    return q.unbind(2)
-
-
-def run_forward(
-    q: Tensor, k: Tensor | None, v: Tensor | None, gate: Tensor | None, options: Options, keep: bool
-) -> Results:
-    """The whole op, or attention alone over options.mask. `keep`: with all that backward needs."""
-    q, k, v = _unfuse(q, k, v)
-    prepared = prepare(options.shape, q, k, v, options.backend, gradients=keep)
-    lengths = prepared.check_lengths(options.query_lengths, options.key_lengths)
-    scale = prepared.scale if options.scale is None else options.scale
-    any_gate = options.gate_value if gate is None else gate
-    if gate is not None:
-        prepared.check_gate(gate)
-    out = torch.empty_like(q)
-    acc = prepared.accumulator
-    wants_lse = keep or options.want_lse
-    lse = q.new_empty(prepared.token_rows, dtype=acc) if wants_lse else None
-    if options.mask is not None:
-        mask = prepared.check_mask("mask", options.mask)
-        prepared.kernels.attend(q, k, v, lengths, scale, mask, None, None, out, lse)
-        return Results(out, lse, None, None, None, None)
-    selection = prepared.selection(
-        options.sparsity, options.top_k, options.compete, options.always
-    )
-    wants_mask = keep or options.want_mask
-    mask = q.new_empty(prepared.mask, dtype=torch.int64) if wants_mask else None
-    oc = coarse_max = coarse_sum = None
-    if keep and any_gate is not None:
-        oc = q.new_empty(prepared.query_pooled, dtype=acc)
-        coarse_max = q.new_empty(prepared.tile_rows, dtype=acc)
-        coarse_sum = q.new_empty(prepared.tile_rows, dtype=acc)
-    prepared.kernels.forward(
-        q, k, v, lengths, selection, scale, any_gate, out, lse, mask, oc, coarse_max, coarse_sum
-    )
-    return Results(out, lse, mask, oc, coarse_max, coarse_sum)
-
-
-def run_backward(
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor | None,
-    gate: Tensor | None,
-    options: Options,
-    saved: Results,
-    dout: Tensor,
-    dlse: Tensor | None,
-    want_dgate: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """dq, dk, dv, dgate; for a fused qkv its one gradient, None, None, dgate."""
-    fused = k is None
-    dq = torch.empty_like(q)
-    parts = dq.unbind(2) if fused else (dq, torch.empty_like(k), torch.empty_like(v))
-    q, k, v = _unfuse(q, k, v)
-    prepared = prepare(options.shape, q, k, v, options.backend, gradients=True)
-    lengths = prepared.check_lengths(options.query_lengths, options.key_lengths)
-    scale = prepared.scale if options.scale is None else options.scale
-    mask = prepared.check_mask("mask", options.mask if options.mask is not None else saved.mask)
-    any_gate = options.gate_value if gate is None else gate
-    dgate = torch.empty_like(gate) if gate is not None and want_dgate else None
-    if dout.stride(3) != 1 and dout.shape[3] > 1:  # an expanded gradient, as sum() gives
-        dout = dout.contiguous()
-    if dlse is not None:
-        dlse = dlse.contiguous()
-    prepared.kernels.backward(
-        q, k, v, lengths, scale, mask, any_gate, saved.out, saved.lse, saved.oc, saved.coarse_max,
-        saved.coarse_sum, dout, dlse, *parts, dgate,
-    )  # fmt: skip
-    return (dq, None, None, dgate) if fused else (*parts, dgate)
-
-
-def _save(ctx, q, k, v, gate, options: Options, results: Results) -> None:
-    tensors = (q, k, v, gate, options.query_lengths, options.key_lengths, options.mask, *results)
-    ctx.save_for_backward(*tensors)
-    ctx.options = options._replace(
-        query_lengths=None, key_lengths=None, mask=None, always=None, sparsity=None
-    )
-    ctx.set_materialize_grads(False)
-
-
-def _saved(ctx) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Options, Results]:
-    q, k, v, gate, query_lengths, key_lengths, mask, *results = ctx.saved_tensors
-    options = ctx.options._replace(
-        query_lengths=query_lengths, key_lengths=key_lengths, mask=mask
-    )
-    return q, k, v, gate, options, Results(*results)
-
-
-class _Forward(torch.autograd.Function):
-    """Eager autograd: differentiable in q, k, v, gate, through out and lse."""
-
-    @staticmethod
-    def forward(ctx, q, k, v, gate, options: Options):
-        results = run_forward(q, k, v, gate, options, keep=True)
-        _save(ctx, q, k, v, gate, options, results)
-        if results.mask is not None:
-            ctx.mark_non_differentiable(results.mask)
-        return results.out, results.lse, results.mask
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dout, dlse, _):
-        q, k, v, gate, options, saved = _saved(ctx)
-        dout = torch.zeros_like(saved.out) if dout is None else dout
-        want_dgate = ctx.needs_input_grad[3]
-        return *run_backward(q, k, v, gate, options, saved, dout, dlse, want_dgate), None
-
-
-# The operators. Their outputs are always tensors; an empty one stands for None.
+# Outputs are always tensors; an empty one stands for None.
 
 _OPTIONS = (
     "Tensor? query_lengths, Tensor? key_lengths, Tensor? mask, SymInt[] query, SymInt[] key, "
@@ -192,8 +51,8 @@ def _forward_operator(
         Shape(tuple(query), tuple(key), tuple(tile)), query_lengths, key_lengths, mask, always,
         sparsity, top_k, compete, scale, gate_value, backend, want_lse, want_mask,
     )  # fmt: skip
-    results = run_forward(q, k, v, gate, options, keep)
-    return tuple(q.new_empty(0) if x is None else x for x in results)
+    out, kept = run_forward(q, k, v, gate, bind(q, k, v, gate, options, keep))
+    return out, *(q.new_empty(0) if x is None else x for x in kept)
 
 
 def _backward_operator(
@@ -204,8 +63,11 @@ def _backward_operator(
         Shape(tuple(query), tuple(key), tuple(tile)), query_lengths, key_lengths, mask, None,
         None, None, False, scale, gate_value, backend, False, False,
     )  # fmt: skip
-    saved = Results(out, lse, None, oc, coarse_max, coarse_sum)
-    gradients = run_backward(q, k, v, gate, options, saved, dout, dlse, want_dgate)
+    bound = bind(q, k, v, gate, options, keep=True)
+    coarse = (oc, coarse_max, coarse_sum)
+    gradients = run_backward(
+        q, k, v, gate, bound, bound.mask, out, lse, coarse, dout, dlse, want_dgate
+    )
     return tuple(q.new_empty(0) if x is None else x for x in gradients)
 
 
@@ -213,7 +75,7 @@ def _fake_forward(
     q, k, v, gate, query_lengths, key_lengths, mask, query, key, tile, scale, gate_value, backend,
     always, sparsity, top_k, compete, want_lse, want_mask, keep,
 ):  # fmt: skip
-    q, k, v = _unfuse(q, k, v)
+    q, k, v = unfuse(q, k, v)
     query_tokens, query_tiles, _, _ = count_tokens(query, tile)
     key_tokens, key_tiles, _, _ = count_tokens(key, tile)
     expected = ("q", q, query_tokens), ("k", k, key_tokens), ("v", v, key_tokens)
@@ -253,30 +115,31 @@ def _setup_context(ctx, inputs, output):
         q, k, v, gate, query_lengths, key_lengths, mask, query, key, tile, scale, gate_value,
         backend, *_,
     ) = inputs  # fmt: skip
-    options = Options(
-        Shape(tuple(query), tuple(key), tuple(tile)), query_lengths, key_lengths, mask, None,
-        None, None, False, scale, gate_value, backend, False, False,
-    )  # fmt: skip
-    _save(ctx, q, k, v, gate, options, Results(*output))
+    out, lse, selected, *coarse = output
+    mask = selected if mask is None else mask
+    ctx.save_for_backward(q, k, v, gate, query_lengths, key_lengths, mask, out, lse, *coarse)
+    ctx.static = query, key, tile, scale, gate_value, backend
     ctx.has_coarse = gate is not None or gate_value is not None
     ctx.mark_non_differentiable(*output[2:])
 
 
 def _operator_backward(ctx, dout, dlse, *_):
-    q, k, v, gate, options, saved = _saved(ctx)
-    mask = saved.mask if options.mask is None else options.mask
-    coarse = saved[3:] if ctx.has_coarse else (None, None, None)
+    *inputs, out, lse, oc, coarse_max, coarse_sum = ctx.saved_tensors
+    coarse = (oc, coarse_max, coarse_sum) if ctx.has_coarse else (None, None, None)
     want_dgate = ctx.needs_input_grad[3]
     dq, dk, dv, dgate = torch.ops.vidsparse.backward(
-        q, k, v, gate, options.query_lengths, options.key_lengths, mask, *options.shape,
-        options.scale, options.gate_value, options.backend, saved.out, saved.lse, *coarse,
-        torch.zeros_like(saved.out) if dout is None else dout, dlse, want_dgate,
+        *inputs, *ctx.static, out, lse, *coarse,
+        torch.zeros_like(out) if dout is None else dout, dlse, want_dgate,
     )  # fmt: skip
-    fused = k is None
+    fused = inputs[1] is None
     return (
         dq, None if fused else dk, None if fused else dv, dgate if want_dgate else None,
         *[None] * 16,
     )  # fmt: skip
+
+
+def _second_derivative(ctx, *_):
+    raise RuntimeError("vidsparse: expected first derivatives only, got a backward of backward")
 
 
 for _name, _run, _fake in (
@@ -288,16 +151,10 @@ for _name, _run, _fake in (
 torch.library.register_autograd(
     "vidsparse::forward", _operator_backward, setup_context=_setup_context, lib=_library
 )
+torch.library.register_autograd("vidsparse::backward", _second_derivative, lib=_library)
 
 
-def is_plain(*tensors: Tensor | None) -> bool:
-    """Whether nothing traces or intercepts a call on these."""
-    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
-        return False
-    return all(type(x) in (Tensor, torch.nn.Parameter, type(None)) for x in tensors)
-
-
-def traceable(sparsity: float | None) -> Tensor | None:
+def traceable(sparsity: float | Tensor | None) -> Tensor | None:
     """As a tensor, made by arithmetic: torch.compile makes a changing float dynamic only where it
     enters a tensor operation, and would recompile for each value otherwise."""
     if sparsity is None:
@@ -306,16 +163,20 @@ def traceable(sparsity: float | None) -> Tensor | None:
 
 
 def forward(
-    q: Tensor, k: Tensor | None, v: Tensor | None, gate: Tensor | None, options: Options
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    gate: Tensor | None,
+    options: Options,
+    key: tuple | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """out, lse, mask, with autograd; what was not asked for may be anything."""
-    keep = torch.is_grad_enabled() and any(
-        x is not None and x.requires_grad for x in (q, k, v, gate)
-    )
+    """out, lse, mask, with autograd; what was not asked for may be anything. The call is remembered
+    by `key`."""
+    keep = keeps(q, k, v, gate)
     if is_plain(q, k, v, gate):
-        if keep or forward_ad._current_level >= 0:  # it refuses forward-mode derivatives
-            return _Forward.apply(q, k, v, gate, options)
-        return run_forward(q, k, v, gate, options, keep)[:3]
+        bound = bind(q, k, v, gate, options, keep)
+        remember_call(key, bound)
+        return run(q, k, v, gate, bound)
     return torch.ops.vidsparse.forward(
         q, k, v, gate, options.query_lengths, options.key_lengths, options.mask, *options.shape,
         options.scale, options.gate_value, options.backend, options.always,

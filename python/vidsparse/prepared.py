@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from .backends import Kernels, Lengths, PrefixMode, Problem, Selection, choose
 from .errors import refuse
-from .layout import mask_words, top_k_of
+from .layout import mask_words, resolve_top_k
 from .sequence import Ints, Sequence, parse_tile
+
+T = TypeVar("T")
 
 
 class Shape(NamedTuple):
@@ -74,16 +76,9 @@ class Prepared:
         always: Tensor | None,
     ) -> Selection:
         """With k resolved, from exactly one of sparsity and top_k."""
-        tiles = self.video_tiles
-        if (sparsity is None) == (top_k is None):
-            got = "neither" if top_k is None else "both"
-            refuse("sparsity", "exactly one of sparsity and top_k", got)
-        if sparsity is not None:
-            top_k = top_k_of(float(sparsity), tiles)
-        elif not min(1, tiles) <= top_k <= tiles:
-            refuse("top_k", f"1 to {tiles}, the number of video key tiles", top_k)
         mode: PrefixMode = "compete" if compete else "exempt"
-        return Selection(top_k, mode, self.check_mask("always", always))
+        checked = None if always is None else self.check_mask("always", always)
+        return Selection(resolve_top_k(sparsity, top_k, self.video_tiles), mode, checked)
 
     def check_gate(self, gate: Tensor) -> None:
         if gate.shape != self.query_shape or gate.dtype != self.problem.dtype:
@@ -93,10 +88,8 @@ class Prepared:
         if gate.stride(3) != 1 and gate.shape[3] > 1:
             refuse("gate", "a contiguous head_dim", f"strides {gate.stride()}")
 
-    def check_mask(self, name: str, mask: Tensor | None) -> Tensor | None:
+    def check_mask(self, name: str, mask: Tensor) -> Tensor:
         """A bitmap int64 [B, H, Nq, W], where B and H may be 1, expanded to the problem's."""
-        if mask is None:
-            return None
         batch, heads, rows, words = self.mask
         fits = mask.ndim == 4 and mask.shape[2:] == (rows, words) and mask.dtype == torch.int64
         if not fits or mask.shape[0] not in (1, batch) or mask.shape[1] not in (1, heads):
@@ -104,7 +97,7 @@ class Prepared:
         self.check_device(name, mask)
         if mask.stride(3) != 1 or mask.stride(2) != words:
             mask = mask.contiguous()
-        return mask.expand(self.mask)
+        return mask if mask.shape == self.mask else mask.expand(self.mask)
 
     def check_device(self, name: str, tensor: Tensor) -> None:
         if tensor.device != self.device:
@@ -120,17 +113,20 @@ _by_sizes: dict[tuple, Prepared] = {}
 _by_tensors: dict[tuple, Prepared] = {}
 
 
-def _remember(cache: dict[tuple, Prepared], key: tuple, prepared: Prepared) -> Prepared:
+def remember(cache: dict[tuple, T], key: tuple, value: T) -> T:
+    """Puts a value into a cache of bounded size and returns it."""
     while len(cache) >= _CAPACITY:
         cache.pop(next(iter(cache)), None)
-    cache[key] = prepared
-    return prepared
+    cache[key] = value
+    return value
 
 
-def _surroundings(device: torch.device) -> tuple[str | None, int]:
-    """What a choice depends on besides the call."""
-    threads = torch.get_num_threads() if device.type == "cpu" else 0
-    return os.environ.get("VIDSPARSE_BACKEND"), threads
+def surroundings(on_gpu: bool) -> object:
+    """What a choice depends on besides the call. Looked up in each: changes count."""
+    forced = os.environ.get("VIDSPARSE_BACKEND")
+    if on_gpu:
+        return forced
+    return forced, os.environ.get("VIDSPARSE_CPU_ISA"), torch.get_num_threads()
 
 
 def prepare_sizes(
@@ -146,7 +142,8 @@ def prepare_sizes(
 ) -> Prepared:
     """The Prepared of these, from the cache or made. Raises ArgumentError or UnsupportedError."""
     sizes = (batch, heads_q, heads_kv, head_dim)
-    key = (shape, sizes, dtype, device, backend, gradients, _surroundings(device))
+    around = surroundings(device.type != "cpu")
+    key = (shape, sizes, dtype, device, backend, gradients, around)
     found = _by_sizes.get(key)
     if found is not None:
         return found
@@ -157,7 +154,7 @@ def prepare_sizes(
     sequences = Sequence.decode(shape.query), Sequence.decode(shape.key)
     problem = Problem(*sequences, parse_tile(shape.tile), *sizes, dtype)
     kernels = choose(problem, device, backend, gradients).prepare(problem, device)
-    return _remember(_by_sizes, key, Prepared(problem, device, kernels))
+    return remember(_by_sizes, key, Prepared(problem, device, kernels))
 
 
 def prepare(
@@ -168,11 +165,11 @@ def prepare(
     device = q.device
     key = (
         shape, q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, device, k.device, v.device,
-        backend, gradients, _surroundings(device),
+        backend, gradients, surroundings(q.is_cuda),
     )  # fmt: skip
     found = _by_tensors.get(key)
     if found is None:
-        found = _remember(_by_tensors, key, _checked(shape, q, k, v, backend, gradients))
+        found = remember(_by_tensors, key, _checked(shape, q, k, v, backend, gradients))
     if not q.stride(3) == k.stride(3) == v.stride(3) == 1 and q.shape[3] > 1:
         for name, tensor in (("q", q), ("k", k), ("v", v)):
             if tensor.stride(3) != 1:

@@ -135,7 +135,7 @@ class Sequence:
 
 def encode_grid(grid: Ints, prefix: Ints = ()) -> list[int]:
     """`Sequence.grid(grid, prefix).encode()` without the objects: torch.compile traces this."""
-    if len(grid) != 3:
+    if isinstance(grid, int) or len(grid) != 3:
         refuse("grid", "three sides (T, H, W)", grid)
     code: list[int] = []
     for length in prefix:

@@ -6,9 +6,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .calls import is_plain
 from .errors import refuse
 from .layout import mask_words
-from .ops import is_plain, traceable
+from .ops import traceable
 from .prepared import Shape, count_tokens, describe, prepare, prepare_sizes
 
 
@@ -32,10 +33,12 @@ def _run_select(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     for name, tensor in (("qc", qc), ("kc", kc)):
         if tensor.ndim != 4 or tensor.dtype not in (torch.float32, torch.float64):
-            expected = "[batch, heads, tiles, head_dim] torch.float32 or float64"
-            refuse(name, expected, describe(tensor))
-    # Pooled tensors are float32 for every input dtype but float64.
-    dtype = torch.float64 if qc.dtype == torch.float64 else torch.bfloat16
+            pooled = "[batch, heads, tiles, head_dim] torch.float32 or float64"
+            refuse(name, pooled, describe(tensor))
+    # Pooled tensors are float32 for every input dtype but float64; one that backends of the device
+    # take stands for the others.
+    half = torch.float32 if qc.device.type == "cpu" else torch.bfloat16
+    dtype = torch.float64 if qc.dtype == torch.float64 else half
     batch, heads, _, head_dim = qc.shape
     shape = Shape(tuple(query), tuple(key), tuple(tile))
     prepared = prepare_sizes(

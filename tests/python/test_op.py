@@ -186,6 +186,26 @@ def test_fused_qkv_equals_three_tensors(device):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("form", ["expanded", "of every head", "heads first", "unaligned"])
+def test_any_strides_of_incoming_gradients(device, form):
+    if not can_backward(device):
+        pytest.skip("no backend with gradients on this device")
+    shape = (2, 5 * 6 * 7, 2, 64)
+    leaves = [torch.randn(shape, device=device).bfloat16().requires_grad_() for _ in range(3)]
+    out = vidsparse.video_sparse_attention(*leaves, grid=(5, 6, 7), top_k=3)
+    made = lambda *sizes: torch.randn(sizes, device=device).bfloat16()  # noqa: E731
+    tokens = shape[1]
+    dout = {
+        "expanded": made(1).expand(shape),
+        "of every head": made(2, tokens, 1, 64).expand(shape),
+        "heads first": made(2, 2, tokens, 64).transpose(1, 2),
+        "unaligned": made(2, tokens, 2, 67)[..., 3:],
+    }[form]
+    got = torch.autograd.grad(out, leaves, dout, retain_graph=True)
+    expected = torch.autograd.grad(out, leaves, dout.clone(memory_format=torch.contiguous_format))
+    assert all(torch.equal(a, b) for a, b in zip(got, expected))
+
+
 def test_always_selected_tiles(device):
     q, k = (torch.randn(1, 6 * 8 * 8, 2, 64, device=device).bfloat16() for _ in range(2))
     layout = vidsparse.TileLayout(Sequence.grid((6, 8, 8)))
@@ -221,6 +241,13 @@ def test_selection_of_own_pooled_tensors(device):
     assert torch.equal(masks.to_bool(mask, 9), best)
     expected = torch.softmax(scores, -1) @ vc.double()
     torch.testing.assert_close(oc.double(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_scale_may_be_an_integer(device):
+    q, k = (torch.randn(1, 2 * 64, 2, 64, device=device).bfloat16() / 4 for _ in range(2))
+    kwargs = dict(grid=(8, 4, 4), top_k=1, gate=1)
+    expected = vidsparse.video_sparse_attention(q, k, k, scale=1.0, **kwargs)
+    assert torch.equal(vidsparse.video_sparse_attention(q, k, k, scale=1, **kwargs), expected)
 
 
 def test_pool_keeps_float32(device):

@@ -10,7 +10,8 @@ import torch
 
 import transcription
 import vidsparse
-from vidsparse import Packed, Plain, Sequence, TileLayout, Video, masks
+from vidsparse import Packed, Plain, Sequence, TileLayout, Video, backends, masks
+from vidsparse.prepared import Shape, prepare_sizes
 
 
 def test_sequences_are_values():
@@ -102,6 +103,43 @@ def test_info_and_plan():
     assert "624 tiles" in str(plan)
     verdicts = vidsparse.explain(grid=(4, 4, 4), head_dim=100)
     assert not verdicts["cpu"].ok and "head_dim" in verdicts["cpu"].reason
+    assert vidsparse.plan(grid=(4, 4, 8), top_k=2, gradients=True).top_k == 2
+    for top_k in (0, 3):
+        with pytest.raises(vidsparse.ArgumentError, match="top_k: expected 1 to 2"):
+            vidsparse.plan(grid=(4, 4, 8), top_k=top_k)
+    with pytest.raises(vidsparse.ArgumentError, match="exactly one of sparsity and top_k"):
+        vidsparse.plan(grid=(4, 4, 8), top_k=1, sparsity=0.5)
+
+
+def test_plans_that_want_gradients(monkeypatch):
+    """Backends without a backward are refused with that reason."""
+    rows = [row for row in backends.backend_list() if row.name == "cpu"]
+    if not rows:
+        pytest.skip("needs the compiled library")
+    monkeypatch.setattr(rows[0], "forward_only", True)
+    assert vidsparse.plan(grid=(4, 4, 4)).backend == "cpu"
+    with pytest.raises(vidsparse.UnsupportedError, match="cpu: it has no backward yet"):
+        vidsparse.plan(grid=(4, 4, 4), gradients=True)
+    assert vidsparse.explain(grid=(4, 4, 4))["cpu"].ok
+    assert not vidsparse.explain(grid=(4, 4, 4), gradients=True)["cpu"].ok
+
+
+def test_a_changed_environment_counts(monkeypatch):
+    """Also for problems that are cached."""
+    info = vidsparse.info()
+    if info.library is None:
+        pytest.skip("needs the compiled library")
+    sizes = (Shape((1, 4, 4, 4), (1, 4, 4, 4), (4, 4, 4)), 1, 1, 1, 64, torch.float32)
+
+    def chosen():
+        kernels = prepare_sizes(*sizes, torch.device("cpu"), None).kernels
+        return kernels.backend, kernels.detail
+
+    for isa in (name for name, verdict in info.cpu_isas.items() if verdict.ok):
+        monkeypatch.setenv("VIDSPARSE_CPU_ISA", isa)
+        assert chosen() == ("cpu", isa)
+    monkeypatch.setenv("VIDSPARSE_BACKEND", "reference")
+    assert chosen()[0] == "reference"
 
 
 def test_command_line():

@@ -21,10 +21,11 @@ def tensors(device="cpu", dtype=torch.float32, batch=2, count=4):
 
 
 def layer(q, k, v, gate, sparsity):
+    """Around the op only what is exact in every dtype: a compiler rounds fewer times."""
     out, lse = vidsparse.video_sparse_attention(
-        q * 1.5, k, v, grid=GRID, sparsity=sparsity, gate=gate, return_lse=True
+        q * 0.5, k, v, grid=GRID, sparsity=sparsity, gate=gate, return_lse=True
     )
-    return out.sin(), lse
+    return out * -2, lse
 
 
 @pytest.fixture(autouse=True)
@@ -179,8 +180,13 @@ def test_gradcheck_through_the_reference(gate, mode):
 def test_second_derivatives_are_refused():
     q, k, v, gate = tensors()
     out, _ = layer(q, k, v, gate, 0.5)
-    (dq,) = torch.autograd.grad(out.sum(), q, create_graph=True)
+    (dq,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
+        dq.sum().backward()
+    inputs = q, *_ = tensors()
+    out = torch.ops.vidsparse.forward(*inputs, *operator_arguments("tensor")[4:])[0]
+    (dq,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="first derivatives only"):
         dq.sum().backward()
 
 

@@ -46,6 +46,17 @@ def test_public_functions():
     judging.check_call(*leaves[:3], None, 64**-0.5, tiles, tiles, selected, alone)
 
 
+def test_select_alone():
+    """Pooled tensors do not say which dtype they come from: one that the backend takes stands in,
+    and the interpreter takes no bfloat16."""
+    qc, kc = (torch.randn(1, 2, n, 64, device=DEVICE) for n in (3, 7))
+    query, key = Sequence(Video(12, 4, 4)), Sequence(Video(4, 4, 28))
+    mask = vidsparse.select(qc, kc, query=query, key=key, top_k=2, backend="triton")
+    scores = qc.double() @ kc.double().transpose(-1, -2)
+    best = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, scores.topk(2).indices, True)
+    assert torch.equal(masks.to_bool(mask, 7), best)
+
+
 @pytest.mark.parametrize(
     "what, change",
     [("head_dim", {"head_dim": 96}), ("dtype", {"dtype": torch.float64})],

@@ -94,8 +94,9 @@ def tile_of(tiles, tokens):
     return where
 
 
-def attend(q, k, v, allowed, scale, dtype=torch.float64):
-    """out [B, S, H, D] and lse [B, H, S] in `dtype`; differentiable. Pads must be finite."""
+def attend(q, k, v, allowed, scale, dtype=torch.float64, lse_ulps=0):
+    """out [B, S, H, D] and lse [B, H, S] in `dtype`; differentiable. Pads must be finite.
+    `lse_ulps`: by how many the lse is off that the weights of the backward are computed from."""
     group = q.shape[2] // k.shape[2]
     q, k, v = (x.to(dtype) for x in (q, k, v))
     k, v = (x.repeat_interleave(group, 2) for x in (k, v))
@@ -104,7 +105,14 @@ def attend(q, k, v, allowed, scale, dtype=torch.float64):
     some = allowed.any(-1, keepdim=True)
     weights = torch.softmax(scores.masked_fill(~some, 0.0), -1).masked_fill(~some, 0.0)
     lse = torch.logsumexp(scores.masked_fill(~some, 0.0), -1)
-    return torch.einsum("bhqk,bkhd->bqhd", weights, v), lse.masked_fill(~some[..., 0], -math.inf)
+    out = torch.einsum("bhqk,bkhd->bqhd", weights, v)
+    if lse_ulps:
+        size = lse.detach().abs()
+        off = 1 + lse_ulps * (torch.nextafter(size, size + 1) - size)
+        apart = torch.einsum("bhqk,bkhd->bqhd", weights * off[..., None], v)
+        out = (out - apart).detach() + apart
+        lse = lse.detach() + off * (lse - lse.detach())
+    return out, lse.masked_fill(~some[..., 0], -math.inf)
 
 
 def coarse(q, k, v, q_tiles, k_tiles, scale, dtype=torch.float64):
@@ -117,11 +125,13 @@ def coarse(q, k, v, q_tiles, k_tiles, scale, dtype=torch.float64):
     return (weights.to(wide) @ vc).to(dtype)
 
 
-def vsa(q, k, v, q_tiles, k_tiles, selected, gate=None, scale=None, dtype=torch.float64):
+def vsa(
+    q, k, v, q_tiles, k_tiles, selected, gate=None, scale=None, dtype=torch.float64, lse_ulps=0
+):
     """The op over a given selection: out and lse. Tensors on the CPU."""
     scale = q.shape[3] ** -0.5 if scale is None else scale
     allowed = allowed_pairs(selected, q_tiles, k_tiles, q.shape[1], k.shape[1])
-    out, lse = attend(q, k, v, allowed, scale, dtype)
+    out, lse = attend(q, k, v, allowed, scale, dtype, lse_ulps)
     if gate is not None:
         oc = coarse(q, k, v, q_tiles, k_tiles, scale, dtype)
         place = tile_of(q_tiles, q.shape[1])

@@ -92,10 +92,12 @@ def video_sparse_attn_bshd(
     if isinstance(gate, Tensor):
         gate = gate.to(q.dtype).expand(q.shape)
         gate = gate if gate.stride(3) == 1 else gate.contiguous()
-    return video_sparse_attention(
+    out = video_sparse_attention(
         q, k, v, layout=(q_variable_block_sizes.view(-1), variable_block_sizes.view(-1)),
         tile=tile, top_k=min(topk, variable_block_sizes.numel()), gate=gate,
     )  # fmt: skip
+    assert isinstance(out, Tensor)
+    return out
 
 
 def block_sparse_attn(
@@ -156,7 +158,7 @@ def __getattr__(name: str) -> object:
     """Names that are not Video Sparse Attention: the real package's, where it is installed."""
     global _loaded
     installed = sys.modules.get("fastvideo_kernel") is sys.modules[__name__]
-    if _original is None or not installed or name.startswith("__"):
+    if _original is None or _original.loader is None or not installed or name.startswith("__"):
         raise AttributeError(
             f"vidsparse stands in for fastvideo_kernel and has no {name!r}; the real "
             "fastvideo_kernel, which may have it, is not installed"

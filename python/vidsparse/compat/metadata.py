@@ -61,7 +61,9 @@ def build_vsa_metadata(
     device: torch.device | str = "cuda",
 ) -> dict[str, Tensor | Tile | int]:
     """All of the above for a video of `dit_seq_shape` (T, H, W) tokens."""
-    sizes = construct_variable_block_sizes(dit_seq_shape, (), "cpu", tile_size)
+    (t, h, w), (a, b, c) = dit_seq_shape, tile_size
+    num_tiles = (-(-t // a), -(-h // b), -(-w // c))
+    sizes = construct_variable_block_sizes(dit_seq_shape, num_tiles, "cpu", tile_size)
     slots = math.prod(tile_size)
     return {
         "tile_partition_indices": get_tile_partition_indices(dit_seq_shape, tile_size, device),
@@ -70,6 +72,6 @@ def build_vsa_metadata(
         ),
         "variable_block_sizes": sizes.to(device),
         "non_pad_index": get_non_pad_index(sizes, slots).to(device),
-        "num_tiles": tuple(-(-n // t) for n, t in zip(dit_seq_shape, tile_size, strict=True)),
+        "num_tiles": num_tiles,
         "max_block_size": slots,
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanAttention
@@ -26,7 +27,7 @@ GateWeights = Mapping[str, Tensor] | str | Path
 class Handle:
     """What `enable` did to one or more transformers. `sparsity` may be set at any time."""
 
-    def __init__(self, sparsity: float, tile: Ints, backend: str | None):
+    def __init__(self, sparsity: float, tile: int | Ints, backend: str | None):
         self.sparsity = sparsity
         self.tile = parse_tile(tile)
         self.backend = backend
@@ -80,6 +81,7 @@ class WanSparseProcessor:
             query, key, value, grid=self.place.grid, tile=self.handle.tile,
             sparsity=self.handle.sparsity, gate=gate, backend=self.handle.backend,
         )  # fmt: skip
+        assert isinstance(out, Tensor)
         out = out.flatten(2, 3)
         for layer in attn.to_out:
             out = layer(out)
@@ -158,7 +160,7 @@ def _self_attention(transformer: nn.Module) -> dict[str, WanAttention]:
     }
 
 
-def _transformers(pipe_or_transformer: object) -> list[nn.Module]:
+def _transformers(pipe_or_transformer: object) -> list[Any]:
     candidates = [pipe_or_transformer]
     for name in ("transformer", "transformer_2"):
         candidates.append(getattr(pipe_or_transformer, name, None))

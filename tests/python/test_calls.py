@@ -1,0 +1,86 @@
+"""The memory of calls seen before: it may change no result."""
+
+import itertools
+
+import pytest
+import torch
+
+import vidsparse
+from vidsparse import calls
+
+GRID = (5, 4, 8)
+
+
+def variants():
+    """Calls that differ in one thing or several, some of which cannot be remembered."""
+    wide = torch.randn(1, 160, 3, 2, 64)
+    narrow = torch.randn(1, 160, 2, 64)
+    for dtype, gate, grad in itertools.product(
+        (torch.float32, torch.bfloat16), (None, 1.0, 0.5, "tensor"), (False, True)
+    ):
+        q, k, v = (x.detach().to(dtype).requires_grad_(grad) for x in wide.unbind(2))
+        number = narrow.to(dtype) if gate == "tensor" else gate
+        for changes in (
+            dict(top_k=1),
+            dict(top_k=3),
+            dict(top_k=1, scale=0.3),
+            dict(sparsity=0.5, tile=4),
+            dict(sparsity=torch.tensor(0.5)),
+            dict(top_k=2, grid=list(GRID)),
+            dict(top_k=2, grid=(4, 4, 8), prefix=(32,)),
+            dict(top_k=1, grid=(4, 4, 8), prefix=(32,), prefix_mode="compete"),
+            dict(top_k=1, return_lse=True, return_selection=True),
+            dict(top_k=1, backend="reference"),
+            dict(top_k=1, always=torch.full((1, 1, 4, 2), 2)),
+        ):
+            yield (q, k, v), dict(grid=GRID, gate=number) | changes
+
+
+def results_of(tensors, arguments):
+    results = vidsparse.video_sparse_attention(*tensors, **arguments)
+    results = results if isinstance(results, tuple) else (results,)
+    if tensors[0].requires_grad:
+        results += torch.autograd.grad(results[0].square().sum(), tensors)
+    return results
+
+
+def test_remembered_calls_give_what_fresh_ones_do():
+    everything = list(variants())
+    fresh = []
+    for call in everything:
+        calls._seen.clear()
+        fresh.append(results_of(*call))
+    calls._seen.clear()
+    for index in torch.randperm(2 * len(everything)).tolist():
+        call, expected = everything[index // 2], fresh[index // 2]
+        got = results_of(*call)
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True)), call[1]
+    assert 0 < len(calls._seen) < len(everything)
+
+
+def test_only_the_first_call_is_checked(monkeypatch):
+    q = torch.randn(1, 160, 2, 64)
+    first = vidsparse.video_sparse_attention(q, q, q, grid=GRID, top_k=1, gate=q)
+    monkeypatch.setattr(vidsparse.ops, "bind", lambda *_: pytest.fail("checked again"))
+    again = vidsparse.video_sparse_attention(q, q, q, grid=GRID, top_k=1, gate=q)
+    assert torch.equal(first, again)
+
+
+def test_numbers_in_tensors_are_read_each_time():
+    q = torch.randn(1, 160, 2, 64)
+    sparsity = torch.tensor(0.9)
+    kwargs = dict(grid=GRID, sparsity=sparsity, return_selection=True)
+    for value in (0.9, 0.2):
+        sparsity.fill_(value)
+        _, mask = vidsparse.video_sparse_attention(q, q, q, **kwargs)
+        kept = vidsparse.masks.to_bool(mask, 4).sum(-1)
+        assert (kept == vidsparse.top_k_of(sparsity.item(), 4)).all()
+
+
+def test_memory_is_bounded(monkeypatch):
+    monkeypatch.setattr(vidsparse.prepared, "_CAPACITY", 3)
+    calls._seen.clear()
+    for tokens in (1, 2, 3, 4, 5):
+        q = torch.randn(1, tokens, 1, 32)
+        vidsparse.video_sparse_attention(q, q, q, grid=(1, 1, tokens), top_k=1)
+    assert len(calls._seen) == 3
