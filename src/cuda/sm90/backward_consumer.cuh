@@ -127,6 +127,7 @@ class BackwardConsumer {
     differentiate<kColumns>(command, batch, pairs, d_pairs);
     convert<kColumns>(d_pairs, d_words);
     multiply_words<kColumns>(d_words, values, d_scores);
+    upcoming_ = peek();  // while the last product runs
     ptx::wgmma_wait<0>();
     ptx::wgmma_pin(d_scores);
     ptx::wgmma_pin(d_words);
@@ -373,11 +374,12 @@ class BackwardConsumer {
   }
 
   __device__ std::uint32_t pop() {
-    std::uint32_t command = peek();
+    std::uint32_t command = upcoming_;
     while (command == 0) {
-      __nanosleep(20);
       command = peek();
+      if (command == 0) __nanosleep(20);
     }
+    upcoming_ = 0;
     ++popped_;
     return command;
   }
@@ -407,7 +409,8 @@ class BackwardConsumer {
   int row_ = warp_ * 16 + lane_ / 4;  // of the 64, the first of this thread's two
   std::uint32_t queue_;
   std::uint32_t popped_ = 0;
-  std::uint64_t own_;  // descriptors, of slot 0
+  std::uint32_t upcoming_ = 0;  // the next command, if it has been seen
+  std::uint64_t own_;           // descriptors, of slot 0
   std::uint64_t keys_;
   std::uint64_t values_;
   float norm_[2] = {};  // by query: of the thread's rows
