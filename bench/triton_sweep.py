@@ -23,7 +23,12 @@ CANDIDATES = {
     "attend": [Shape(4, 3), Shape(4, 2), Shape(4, 3, columns=32), Shape(4, 2, columns=32)],
     "key_gradients": [Shape(4, 2), Shape(4, 2, columns=32), Shape(4, 3, columns=32)],
     "query_gradients": [Shape(4, 2), Shape(4, 2, columns=32), Shape(4, 3, columns=32)],
-    "select": [Shape(4, 1, 32), Shape(4, 1, 16), Shape(8, 1, 32, search=16384), Shape(8, 1, 16)],
+    "select": [
+        Shape(4, 1, 32, search=8192),
+        Shape(4, 1, 16, search=8192),
+        Shape(8, 1, 32, search=16384),
+        Shape(8, 1, 16),
+    ],
     "coarse": [Shape(4, 1, 32), Shape(8, 1, 32), Shape(4, 1, 16)],
 }
 

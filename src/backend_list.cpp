@@ -2,6 +2,7 @@
 #include "cpu/backend.hpp"
 #include "reference/backend.hpp"
 #ifdef VIDSPARSE_HAS_CUDA
+#include "cuda/sm80/backend.hpp"
 #include "cuda/sm90/backend.hpp"
 #endif
 
@@ -10,7 +11,7 @@ namespace vidsparse::core {
 const std::vector<const Backend*>& backend_list() {
   static const std::vector<const Backend*> list = {
 #ifdef VIDSPARSE_HAS_CUDA
-      &cuda::sm90::backend(),
+      &cuda::sm90::backend(), &cuda::sm80::backend(),
 #endif
       &cpu::backend(), &reference::backend()};
   return list;

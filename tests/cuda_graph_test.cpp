@@ -120,7 +120,7 @@ TEST_P(CudaGraph, ReplaysToTheSameBits) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, CudaGraph, ::testing::Values("sm90"),
+INSTANTIATE_TEST_SUITE_P(All, CudaGraph, ::testing::Values("sm90", "sm80"),
                          [](const auto& name) { return name.param; });
 
 }  // namespace

@@ -1,9 +1,10 @@
-// What the Hopper backend refuses, and how it says so. Problems are looked at without a device.
+// What the CUDA backends refuse, and how it says so. Problems are looked at without a device.
 
 #include <gtest/gtest.h>
 
 #include <utility>
 
+#include "cuda/sm80/backend.hpp"
 #include "cuda/sm90/backend.hpp"
 #include "device/device_memory.hpp"
 #include "support/gpu_test.hpp"
@@ -16,13 +17,16 @@ namespace {
 
 using tools::DeviceMemory;
 
-std::string refusal_of(const Problem& problem) {
-  const Verdict verdict = cuda::sm90::backend().can_run(problem, kGpu);
-  EXPECT_FALSE(verdict.ok);
-  return verdict.reason;
-}
+class CudaRefusal : public ::testing::TestWithParam<const core::Backend*> {
+ protected:
+  static std::string refusal_of(const Problem& problem) {
+    const Verdict verdict = GetParam()->can_run(problem, kGpu);
+    EXPECT_FALSE(verdict.ok);
+    return verdict.reason;
+  }
+};
 
-TEST(CudaRefusal, NamesWhatAProblemLacks) {
+TEST_P(CudaRefusal, NamesWhatAProblemLacks) {
   Problem problem;
   problem.query = Sequence{Video{4, 8, 8}};
   problem.dtype = DType::f32;
@@ -33,18 +37,25 @@ TEST(CudaRefusal, NamesWhatAProblemLacks) {
   problem.head_dim = 64;
   problem.key = Sequence(std::vector<Segment>(9, Plain{5}));
   EXPECT_EQ(refusal_of(problem), "key: expected at most 8 segments with tokens, got 9");
+  problem.key = Sequence{Video{5000, 4, 4}};
+  EXPECT_EQ(refusal_of(problem),
+            "key: expected videos of at most 4096 x 65536 (T x H), got Video(5000x4x4)");
 }
 
-TEST(CudaRefusal, NamesTheDevice) {
-  EXPECT_EQ(cuda::sm90::backend().can_run(Device{}).reason, "the device is cpu");
-  const Verdict far = cuda::sm90::backend().can_run(Device{Device::Kind::cuda, 999});
+TEST_P(CudaRefusal, NamesTheDevice) {
+  EXPECT_EQ(GetParam()->can_run(Device{}).reason, "the device is cpu");
+  const Verdict far = GetParam()->can_run(Device{Device::Kind::cuda, 999});
   EXPECT_FALSE(far.ok);
   EXPECT_NE(far.reason.find("expected"), std::string::npos) << far.reason;
 }
 
+INSTANTIATE_TEST_SUITE_P(All, CudaRefusal,
+                         ::testing::Values(&cuda::sm90::backend(), &cuda::sm80::backend()),
+                         [](const auto& backend) { return std::string(backend.param->name()); });
+
 class CudaRefusalOnDevice : public GpuTest {};
 
-/// Tensors a bulk copy cannot read: refused by name before anything runs.
+/// Tensors whose rows cannot be copied: refused by name before anything runs.
 TEST_P(CudaRefusalOnDevice, NamesTheTensor) {
   Problem problem;
   problem.query = Sequence{Video{4, 8, 8}};
@@ -140,7 +151,7 @@ TEST_P(CudaRefusalOnDevice, NamesTheTensorOfABackward) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, CudaRefusalOnDevice, ::testing::Values("sm90"),
+INSTANTIATE_TEST_SUITE_P(All, CudaRefusalOnDevice, ::testing::Values("sm90", "sm80"),
                          [](const auto& name) { return name.param; });
 
 }  // namespace

@@ -391,7 +391,7 @@ TEST_P(CudaStages, PoolAndSelectOfRandomProblems) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, CudaStages, ::testing::Values("sm90"),
+INSTANTIATE_TEST_SUITE_P(All, CudaStages, ::testing::Values("sm90", "sm80"),
                          [](const auto& name) { return name.param; });
 
 }  // namespace

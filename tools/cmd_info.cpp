@@ -22,6 +22,15 @@ using Json = nlohmann::ordered_json;
 /// What can override the library's own choices.
 constexpr std::array<const char*, 2> kVariables{"VIDSPARSE_BACKEND", "VIDSPARSE_CPU_ISA"};
 
+/// The oldest driver that runs the CUDA kernels, null where none were built.
+Json driver_floor() {
+#ifdef VIDSPARSE_CUDA_MAJOR
+  return VIDSPARSE_CUDA_MAJOR >= 13 ? "580" : "525";
+#else
+  return nullptr;
+#endif
+}
+
 Json to_json(const std::vector<BackendInfo>& list) {
   Json rows = Json::array();
   for (const BackendInfo& info : list) {
@@ -54,6 +63,7 @@ Json describe() {
           {"compiler", compiler_text()},
           {"cpu", cpu_name()},
           {"threads", available_threads()},
+          {"cuda_driver", driver_floor()},
           {"backends", to_json(all_backends())},
           {"cpu_isas", to_json(cpu_isas())},
           {"environment", variables}};
@@ -76,6 +86,10 @@ void print(const Json& info) {
               info["version"].get<std::string>().c_str(),
               info["compiler"].get<std::string>().c_str(), info["cpu"].get<std::string>().c_str(),
               info["threads"].get<int>());
+  if (!info["cuda_driver"].is_null()) {
+    std::printf("CUDA kernels need driver %s or newer\n",
+                info["cuda_driver"].get<std::string>().c_str());
+  }
   print_rows("backends", info["backends"]);
   print_rows("instruction sets of the cpu backend", info["cpu_isas"]);
   std::printf("\nenvironment\n");

@@ -316,13 +316,18 @@ std::vector<Target> targets() {
   const Device gpu{Device::Kind::cuda, 0};
   for (const BackendInfo& backend : backends(gpu)) {
     if (backend.kind != Device::Kind::cuda) continue;
-    list.push_back({backend.name, "", backend.verdict, gpu, true, {.gpu = true}});
+    // Where both shapes of its kernels were built for, not only the one that is right there.
+    const bool both = backend.name == "sm80" && backend.verdict.reason == "compute capability 9.0";
+    for (const char* shape : both ? std::vector{"large", "small"} : std::vector{""}) {
+      list.push_back({backend.name, shape, backend.verdict, gpu, true, {.gpu = true}});
+    }
   }
   return list;
 }
 
 void force(const Target& target) {
-  if (!target.isa.empty()) set_variable("VIDSPARSE_CPU_ISA", target.isa);
+  if (target.isa.empty()) return;
+  set_variable(target.backend == "cpu" ? "VIDSPARSE_CPU_ISA" : "VIDSPARSE_SM80_SHAPE", target.isa);
 }
 
 Results::Results(const RandomProblem& r) {

@@ -10,7 +10,7 @@
 
 namespace vidsparse::testing {
 
-/// What a test runs on; `isa` is empty where there is no choice.
+/// What a test runs on; `isa`, or the shape of sm80's kernels, is empty where there is no choice.
 struct Target {
   std::string backend;
   std::string isa;

@@ -40,6 +40,18 @@ struct Context {
 /// Throws Error(internal) naming `what` unless a call of the CUDA runtime succeeded.
 void check(cudaError_t status, const char* what);
 
+/// Lets a kernel's blocks have that much shared memory, and a multiprocessor use all it can give.
+template <class... Parameters>
+void allow_shared(void (*kernel)(Parameters...), int bytes) {
+  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+        "cudaFuncSetAttribute");
+  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributePreferredSharedMemoryCarveout,
+                             cudaSharedmemCarveoutMaxShared),
+        "cudaFuncSetAttribute");
+}
+
 /// Makes a device current and the former one again at the end.
 class CurrentDevice {
  public:

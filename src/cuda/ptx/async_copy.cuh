@@ -15,6 +15,11 @@ __device__ inline void copy_async_16(std::uint32_t to, const void* from, bool th
                : "memory");
 }
 
+/// Always there.
+__device__ inline void copy_async_16(std::uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(to), "l"(from) : "memory");
+}
+
 /// The same for 4 bytes.
 __device__ inline void copy_async_4(std::uint32_t to, const void* from, bool there) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"

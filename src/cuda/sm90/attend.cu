@@ -1,15 +1,14 @@
 #include "cuda/sm90/attend.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <string>
 #include <utility>
 
 #include "core/check.hpp"
 #include "core/workspace.hpp"
+#include "cuda/common/attend_problem.hpp"
 #include "cuda/common/fragment_table.cuh"
 #include "cuda/sm90/attend_kernel.cuh"
-#include "vidsparse/error.hpp"
 
 namespace vidsparse::cuda::sm90 {
 namespace {
@@ -53,11 +52,11 @@ struct Schedule {
 Schedule make_schedule(const Context& context, const AttendArgs& args) {
   Schedule s;
   s.query_fragments = context.query.tiles * context.query.fragments_per_tile;
-  s.key_fragments = context.key.tiles * context.key.fragments_per_tile;
+  s.key_fragments = key_fragments(context);
   s.items_per_head = core::ceil_div(s.query_fragments, kConsumers);
   s.items = s.items_per_head * context.heads() * context.batch();
   s.blocks = std::min<std::int64_t>(s.items, context.multiprocessors);
-  s.batches = args.lengths.key ? static_cast<std::int32_t>(context.batch()) : 1;
+  s.batches = table_batches(context, args);
   if (outgrows_l2(context) && s.blocks > 0) {
     s.pace_fragments = kPaceFragments;
     s.pace_steps = core::ceil_div(s.key_fragments, kPaceFragments);
@@ -81,35 +80,10 @@ template <class T>
 AttendParameters<T> make_parameters(const Context& context, const AttendArgs& args,
                                     const Schedule& schedule, const Memory& memory) {
   AttendParameters<T> p;
+  static_cast<AttendProblem<T>&>(p) = make_attend_problem<T>(context, args, memory.table);
   p.k = make_tensor_maps("k", args.k, context.key);
   p.v = make_tensor_maps("v", args.v, context.key);
-  p.query = with_lengths(context.query, args.lengths.query);
-  p.q = by_token<const T>(args.q);
-  p.out = by_token<T>(args.out);
-  if (args.gate.is_tensor()) p.gate = by_token<const T>(args.gate.tensor());
-  if (args.gate.is_scalar()) p.gate_value = args.gate.value();
-  if (!args.gate.is_none()) p.oc = by_head<const float>(args.oc);
-  if (args.lse) {
-    p.lse = {static_cast<float*>(args.lse.data), args.lse.strides[0], args.lse.strides[1],
-             args.lse.shape[2] > 1 ? args.lse.strides[2] : 1};
-  }
-  const double scale = context.scale(args.scale);
-  // The kernel's is above 0, so that masked scores of -inf stay so.
-  p.scale_log2 = scale == 0 ? 1.0F : static_cast<float>(std::abs(scale) * 1.4426950408889634);
-  if (scale == 0) p.query_and = 0;
-  if (scale < 0) p.query_xor = 0x80008000U;
-  p.mask = reinterpret_cast<const std::uint32_t*>(args.mask.words);
-  p.mask_row = args.mask.shape.row_words() * 2;
-  p.mask_head = args.mask.head_stride * 2;
-  p.mask_batch = args.mask.batch_stride * 2;
-  p.table = memory.table;
-  p.table_batch = schedule.batches > 1 ? schedule.key_fragments : 0;
-  p.key_fragments = schedule.key_fragments;
-  p.fragments_per_tile = Divider(static_cast<std::uint32_t>(context.key.fragments_per_tile));
   p.clear_pads = static_cast<bool>(args.lengths.key);
-  p.heads = static_cast<std::int32_t>(context.heads());
-  p.group = static_cast<std::int32_t>(context.group());
-  p.query_fragments = schedule.query_fragments;
   p.items_per_head = static_cast<std::int32_t>(schedule.items_per_head);
   p.items = static_cast<std::int32_t>(schedule.items);
   if (schedule.arrivals > 0) p.arrivals = memory.arrivals;
@@ -162,10 +136,7 @@ void attend(const Context& context, const AttendArgs& args, Workspace workspace,
             cudaStream_t stream) {
   const Schedule schedule = make_schedule(context, args);
   if (schedule.items == 0) return;
-  require_aligned_rows("q", args.q);
-  require_aligned_rows("out", args.out);
-  if (args.gate.is_tensor()) require_aligned_rows("gate", args.gate.tensor());
-  if (!args.gate.is_none()) require_aligned_rows("oc", args.oc);
+  require_aligned_rows(args);
   core::Arena arena(workspace.data);
   const Memory memory = take(arena, schedule);
   with_instance(context, [&]<class T, class Config>(T, Config) {

@@ -2,7 +2,9 @@
 
 #include <cstdint>
 
+#include "cuda/common/attend_epilogue.cuh"
 #include "cuda/common/row_words.cuh"
+#include "cuda/common/softmax.cuh"
 #include "cuda/ptx/async_copy.cuh"
 #include "cuda/ptx/mbarrier.cuh"
 #include "cuda/ptx/prefetch.cuh"
@@ -11,10 +13,8 @@
 #include "cuda/ptx/warpgroup.cuh"
 #include "cuda/ptx/wgmma.cuh"
 #include "cuda/sm90/attend_config.hpp"
-#include "cuda/sm90/attend_epilogue.cuh"
 #include "cuda/sm90/attend_parameters.hpp"
 #include "cuda/sm90/attend_plan.cuh"
-#include "cuda/sm90/softmax.cuh"
 
 namespace vidsparse::cuda::sm90 {
 
@@ -55,7 +55,8 @@ class Consumer {
       if (next < p_.items) ask_for_query(place(next));
       softmax.finish();
       if (!at.exists) continue;
-      store_rows<T, kD>(p_, at.item, at.tile, fragment(at), warp_, lane_, softmax, output);
+      store_rows<T, kD>(p_, at.item.batch, at.item.head, at.tile, fragment(at), warp_ * 16, lane_,
+                        softmax, output);
     }
   }
 

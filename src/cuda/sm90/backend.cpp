@@ -1,10 +1,8 @@
 #include "cuda/sm90/backend.hpp"
 
-#include <algorithm>
-#include <string>
-
 #include "core/staged_kernels.hpp"
 #include "cuda/common/device.hpp"
+#include "cuda/common/limits.hpp"
 #include "cuda/common/stages.hpp"
 #include "cuda/sm90/attend.hpp"
 #include "cuda/sm90/backward.hpp"
@@ -65,23 +63,9 @@ class Sm90Backend final : public core::Backend {
   Verdict can_run(const Device& device) const override { return has_capability(device, 9, 0); }
 
   Verdict can_run(const Problem& problem, const Device& device) const override {
-    if (problem.dtype != DType::bf16 && problem.dtype != DType::f16) {
-      return Verdict::no("dtype: expected bf16 or f16, got " + std::string(name_of(problem.dtype)));
-    }
-    if (problem.head_dim != 64 && problem.head_dim != 128) {
-      return Verdict::no("head_dim: expected 64 or 128, got " + std::to_string(problem.head_dim));
-    }
-    // Kernels count blocks, heads and tiles in 31 bits.
     const TileLayout query(problem.query, problem.tile);
     const TileLayout key(problem.key_sequence(), problem.tile);
-    const std::int64_t rows = std::max(query.tiles(), key.tiles()) + 1;
-    if (problem.batch * problem.heads_q > INT32_MAX / rows) {
-      return Verdict::no("heads_q: expected fewer than 2^31 rows of tiles in all, got " +
-                         std::to_string(problem.batch) + " x " + std::to_string(problem.heads_q) +
-                         " x " + std::to_string(rows - 1));
-    }
-    Verdict verdict = can_describe("query", query);
-    if (verdict.ok) verdict = can_describe("key", key);
+    Verdict verdict = within_limits(problem, query, key);
     if (verdict.ok) verdict = can_attend(problem, query, key);
     return verdict.ok ? can_run(device) : verdict;
   }

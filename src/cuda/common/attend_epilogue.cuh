@@ -2,18 +2,17 @@
 
 #include <cstdint>
 
+#include "cuda/common/attend_problem.cuh"
 #include "cuda/common/row_words.cuh"
-#include "cuda/sm90/attend_parameters.hpp"
-#include "cuda/sm90/attend_plan.cuh"
-#include "cuda/sm90/softmax.cuh"
+#include "cuda/common/softmax.cuh"
 
-namespace vidsparse::cuda::sm90 {
+namespace vidsparse::cuda {
 
-/// Combines a query fragment's accumulators with the gated coarse output and writes out and lse.
-/// Pads become 0 and -inf.
+/// Combines the accumulators of 16 rows of a query fragment, those from `first_slot` on, with the
+/// gated coarse output and writes out and lse. Pads become 0 and -inf.
 template <class T, int D>
-__device__ void store_rows(const AttendParameters<T>& p, const Item& item, int tile,
-                           const Fragment& rows, int warp, int lane, const Softmax& softmax,
+__device__ void store_rows(const AttendProblem<T>& p, int batch, int head, int tile,
+                           const Fragment& rows, int first_slot, int lane, const Softmax& softmax,
                            const float (&output)[D / 2]) {
   constexpr int kBlocks = D / 16;  // of eight columns, two of them this thread's; half of all
   const int quad = lane % 4;
@@ -22,12 +21,11 @@ __device__ void store_rows(const AttendParameters<T>& p, const Item& item, int t
   int token[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int slot = warp * 16 + lane / 4 + 8 * r;
+    const int slot = first_slot + lane / 4 + 8 * r;
     valid[r] = rows.token(slot);
     token[r] = valid[r] >= 0 ? valid[r] : p.query.pad_token(rows, slot);
     if (p.lse.data != nullptr && quad == 0 && token[r] >= 0) {
-      *p.lse.at(item.batch, item.head, token[r]) =
-          valid[r] >= 0 ? softmax.log_sum_exp(r) : -INFINITY;
+      *p.lse.at(batch, head, token[r]) = valid[r] >= 0 ? softmax.log_sum_exp(r) : -INFINITY;
     }
   }
 #pragma unroll
@@ -38,24 +36,23 @@ __device__ void store_rows(const AttendParameters<T>& p, const Item& item, int t
     float2 coarse[kBlocks] = {};
     std::uint32_t gates[2][kBlocks] = {};
     if (p.oc) {
-      const auto* from = reinterpret_cast<const float2*>(p.oc.row(item.batch, tile, item.head)) +
-                         half * kBlocks * 4 + quad;
+      const auto* from =
+          reinterpret_cast<const float2*>(p.oc.row(batch, tile, head)) + half * kBlocks * 4 + quad;
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) coarse[block] = from[block * 4];
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       if (!gated || valid[r] < 0) continue;
-      const auto* from =
-          reinterpret_cast<const std::uint32_t*>(p.gate.row(item.batch, token[r], item.head)) +
-          half * kBlocks * 4 + quad;
+      const auto* from = reinterpret_cast<const std::uint32_t*>(p.gate.row(batch, token[r], head)) +
+                         half * kBlocks * 4 + quad;
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) gates[r][block] = from[block * 4];
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const float inverse = softmax.inverse(r);
-      T* to = token[r] >= 0 ? p.out.row(item.batch, token[r], item.head) + half * (D / 2) : nullptr;
+      T* to = token[r] >= 0 ? p.out.row(batch, token[r], head) + half * (D / 2) : nullptr;
 #pragma unroll
       for (int b = 0; b < kBlocks / 4; ++b) {
         std::uint32_t x[4];
@@ -82,4 +79,4 @@ __device__ void store_rows(const AttendParameters<T>& p, const Item& item, int t
   }
 }
 
-}  // namespace vidsparse::cuda::sm90
+}  // namespace vidsparse::cuda

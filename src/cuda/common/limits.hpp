@@ -1,0 +1,13 @@
+#pragma once
+
+#include "vidsparse/backend.hpp"
+#include "vidsparse/problem.hpp"
+#include "vidsparse/tile_layout.hpp"
+
+namespace vidsparse::cuda {
+
+/// Whether the stages that all architectures share can run a problem: its dtype, its head_dim, and
+/// counts that fit 31 bits.
+Verdict within_limits(const Problem& problem, const TileLayout& query, const TileLayout& key);
+
+}  // namespace vidsparse::cuda

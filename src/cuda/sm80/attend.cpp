@@ -1,0 +1,101 @@
+#include "cuda/sm80/attend.hpp"
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <string>
+#include <utility>
+
+#include "core/check.hpp"
+#include "core/workspace.hpp"
+#include "cuda/common/attend_problem.hpp"
+#include "cuda/common/fragment_table.cuh"
+#include "cuda/sm80/attend_launch.hpp"
+#include "cuda/sm80/blocks.hpp"
+#include "cuda/sm80/shape.hpp"
+
+namespace vidsparse::cuda::sm80 {
+namespace {
+
+/// Calls visit(element, launch) for the instance a problem and its device need.
+template <class Visit>
+void with_instance(const Context& context, Visit&& visit) {
+  const auto by_width = [&]<class T, Shape kShape>(T element) {
+    context.head_dim() == 128 ? visit(element, AttendLaunch<T, 128, kShape>{})
+                              : visit(element, AttendLaunch<T, 64, kShape>{});
+  };
+  const auto by_shape = [&]<class T>(T element) {
+    choose_shape(context.shared_bytes) == Shape::large
+        ? by_width.template operator()<T, Shape::large>(element)
+        : by_width.template operator()<T, Shape::small>(element);
+  };
+  context.dtype() == DType::f16 ? by_shape(__half{}) : by_shape(__nv_bfloat16{});
+}
+
+KeyFragment* take_table(core::Arena& arena, const Context& context, const AttendArgs& args) {
+  return arena.take<KeyFragment>(std::int64_t{key_fragments(context)} *
+                                 table_batches(context, args));
+}
+
+}  // namespace
+
+Verdict can_attend(const Problem& problem, const TileLayout& query, const TileLayout& key) {
+  // The grid of a launch.
+  for (const auto& [name, count] :
+       {std::pair("heads_q", problem.heads_q), std::pair("batch", problem.batch)}) {
+    if (count > 65535) {
+      return Verdict::no(std::string(name) + ": expected at most 65535, got " +
+                         std::to_string(count));
+    }
+  }
+  const std::int64_t parts = problem.tile.tokens() / kFragment;
+  // Queries are walked too, by the backward.
+  for (const auto& [name, layout] : {std::pair("query", &query), std::pair("key", &key)}) {
+    const std::string side = name;
+    const std::int64_t fragments = layout->tiles() * parts;
+    if (fragments > kMaxFragments) {
+      return Verdict::no(side + ": expected at most 2^29 fragments of 64 tokens, got " +
+                         std::to_string(fragments));
+    }
+    for (const Segment& segment : layout->sequence().segments()) {
+      const auto* video = std::get_if<Video>(&segment);
+      if (video == nullptr) continue;
+      if (video->t > KeyFragment::kMaxFrames || video->h > KeyFragment::kMaxHeight) {
+        return Verdict::no(side + ": expected videos of at most 4096 x 65536 (T x H), got " +
+                           layout->sequence().to_string());
+      }
+    }
+  }
+  return Verdict::yes();
+}
+
+void prepare_attend(const Context& context) {
+  with_instance(context, [&]<class T, class Launch>(T, Launch) { Launch::prepare(); });
+}
+
+std::size_t attend_bytes(const Context& context, const AttendArgs& args) {
+  core::Arena arena(nullptr);
+  take_table(arena, context, args);
+  return arena.used();
+}
+
+void attend(const Context& context, const AttendArgs& args, Workspace workspace,
+            cudaStream_t stream) {
+  core::Arena arena(workspace.data);
+  KeyFragment* table = take_table(arena, context, args);
+  with_instance(context, [&]<class T, class Launch>(T, Launch) {
+    AttendParameters<T> parameters;
+    static_cast<AttendProblem<T>&>(parameters) = make_attend_problem<T>(context, args, table);
+    const dim3 blocks = item_blocks(parameters.query_fragments, context.heads(), context.batch());
+    if (blocks.x == 0) return;
+    require_aligned_rows(args);
+    parameters.key = context.key;
+    parameters.k = head_rows("k", args.k);
+    parameters.v = head_rows("v", args.v);
+    fill_fragment_table(with_lengths(context.key, args.lengths.key), table_batches(context, args),
+                        table, nullptr, 0, stream);
+    Launch::run(parameters, blocks, stream);
+  });
+}
+
+}  // namespace vidsparse::cuda::sm80

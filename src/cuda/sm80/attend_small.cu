@@ -1,0 +1,10 @@
+#include "cuda/sm80/attend_instances.cuh"
+
+namespace vidsparse::cuda::sm80 {
+
+template struct AttendLaunch<__nv_bfloat16, 64, Shape::small>;
+template struct AttendLaunch<__nv_bfloat16, 128, Shape::small>;
+template struct AttendLaunch<__half, 64, Shape::small>;
+template struct AttendLaunch<__half, 128, Shape::small>;
+
+}  // namespace vidsparse::cuda::sm80

@@ -1,0 +1,159 @@
+#include "cuda/sm80/backward.hpp"
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "core/workspace.hpp"
+#include "cuda/common/backward.hpp"
+#include "cuda/common/fragment_table.cuh"
+#include "cuda/sm80/blocks.hpp"
+#include "cuda/sm80/gradient_launch.hpp"
+#include "cuda/sm80/shape.hpp"
+
+namespace vidsparse::cuda::sm80 {
+namespace {
+
+/// Calls visit(element, launch by key, launch by query) for the instances a problem and its device
+/// need.
+template <class Visit>
+void with_instances(const Context& context, Visit&& visit) {
+  const auto by_width = [&]<class T, Shape kShape>(T element) {
+    if (context.head_dim() == 128) {
+      visit(element, GradientLaunch<T, 128, true, kShape>{},
+            GradientLaunch<T, 128, false, kShape>{});
+    } else {
+      visit(element, GradientLaunch<T, 64, true, kShape>{}, GradientLaunch<T, 64, false, kShape>{});
+    }
+  };
+  const auto by_shape = [&]<class T>(T element) {
+    choose_shape(context.shared_bytes) == Shape::large
+        ? by_width.template operator()<T, Shape::large>(element)
+        : by_width.template operator()<T, Shape::small>(element);
+  };
+  context.dtype() == DType::f16 ? by_shape(__half{}) : by_shape(__nv_bfloat16{});
+}
+
+/// What lies in the workspace.
+struct Memory {
+  BackwardParts parts;
+  KeyFragment* keys;
+  std::int32_t key_batches;  ///< of `keys`
+};
+
+std::int32_t fragments_of(const Side& side) { return side.tiles * side.fragments_per_tile; }
+
+Memory take(core::Arena& arena, const Context& context, const BackwardArgs& args) {
+  Memory memory;
+  memory.parts = take_backward_parts(arena, context, args);
+  memory.key_batches = args.lengths.key ? static_cast<std::int32_t>(context.batch()) : 1;
+  memory.keys =
+      arena.take<KeyFragment>(std::int64_t{fragments_of(context.key)} * memory.key_batches);
+  return memory;
+}
+
+template <class T>
+GradientParameters<T> common_parameters(const Context& context, const BackwardArgs& args,
+                                        const Memory& memory, const TileMaskView& mask,
+                                        const Side& own, const Side& other) {
+  GradientParameters<T> p;
+  p.own = own;
+  p.other = other;
+  const double scale = context.scale(args.scale);
+  p.scale = static_cast<float>(scale);
+  p.scale_log2 = static_cast<float>(scale * 1.4426950408889634);
+  p.norms = memory.parts.rows;
+  p.query_fragments = fragments_of(context.query);
+  p.mask = reinterpret_cast<const std::uint32_t*>(mask.words);
+  p.mask_row = mask.shape.row_words() * 2;
+  p.mask_head = mask.head_stride * 2;
+  p.mask_batch = mask.batch_stride * 2;
+  p.other_fragments = fragments_of(other);
+  p.per_tile = Divider(static_cast<std::uint32_t>(own.fragments_per_tile));
+  p.query_heads = static_cast<std::int32_t>(context.heads());
+  p.group = static_cast<std::int32_t>(context.group());
+  return p;
+}
+
+template <class T>
+GradientParameters<T> parameters_by_key(const Context& context, const BackwardArgs& args,
+                                        const Memory& memory) {
+  const BackwardParts& parts = memory.parts;
+  GradientParameters<T> p = common_parameters<T>(context, args, memory, parts.by_key,
+                                                 with_lengths(context.key, args.lengths.key),
+                                                 with_lengths(context.query, args.lengths.query));
+  p.own_scores = head_rows("k", args.k);
+  p.own_weights = head_rows("v", args.v);
+  p.other_scores = head_rows("q", args.q);
+  p.other_weights = head_rows("dout", args.dout);
+  p.d_scores = by_token<T>(args.dk);
+  p.d_weights = by_token<T>(args.dv);
+  if (parts.dkc) {
+    p.coarse_scores = by_head<const float>(parts.dkc);
+    p.coarse_weights = by_head<const float>(parts.dvc);
+  }
+  p.own_table = memory.keys;
+  p.own_table_batch = memory.key_batches > 1 ? fragments_of(context.key) : 0;
+  p.other_table = parts.queries;
+  p.other_table_head = p.query_fragments;
+  p.other_table_batch = p.query_fragments * context.heads();
+  return p;
+}
+
+template <class T>
+GradientParameters<T> parameters_by_query(const Context& context, const BackwardArgs& args,
+                                          const Memory& memory) {
+  const BackwardParts& parts = memory.parts;
+  GradientParameters<T> p = common_parameters<T>(context, args, memory, args.mask,
+                                                 with_lengths(context.query, args.lengths.query),
+                                                 with_lengths(context.key, args.lengths.key));
+  p.own_scores = head_rows("q", args.q);
+  p.own_weights = head_rows("dout", args.dout);
+  p.other_scores = head_rows("k", args.k);
+  p.other_weights = head_rows("v", args.v);
+  p.d_scores = by_token<T>(args.dq);
+  if (parts.dqc) p.coarse_scores = by_head<const float>(parts.dqc);
+  p.own_table = parts.queries;
+  p.own_table_head = p.query_fragments;
+  p.own_table_batch = p.query_fragments * context.heads();
+  p.other_table = memory.keys;
+  p.other_table_batch = memory.key_batches > 1 ? p.other_fragments : 0;
+  return p;
+}
+
+}  // namespace
+
+void prepare_backward(const Context& context) {
+  prepare_coarse_backward(context);
+  with_instances(context, [&]<class T, class ByKey, class ByQuery>(T, ByKey, ByQuery) {
+    ByKey::prepare();
+    ByQuery::prepare();
+  });
+}
+
+std::size_t backward_bytes(const Context& context, const BackwardArgs& args) {
+  core::Arena arena(nullptr);
+  take(arena, context, args);
+  return arena.used();
+}
+
+void backward(const Context& context, const BackwardArgs& args, Workspace workspace,
+              cudaStream_t stream) {
+  core::Arena arena(workspace.data);
+  const Memory memory = take(arena, context, args);
+  require_aligned_rows("dq", args.dq);
+  require_aligned_rows("dk", args.dk);
+  require_aligned_rows("dv", args.dv);
+  with_instances(context, [&]<class T, class ByKey, class ByQuery>(T, ByKey, ByQuery) {
+    const auto by_key = parameters_by_key<T>(context, args, memory);
+    const auto by_query = parameters_by_query<T>(context, args, memory);
+    begin_backward(context, args, memory.parts, stream);
+    fill_fragment_table(with_lengths(context.key, args.lengths.key), memory.key_batches,
+                        memory.keys, nullptr, 0, stream);
+    const dim3 keys = item_blocks(fragments_of(context.key), context.key_heads(), context.batch());
+    const dim3 queries = item_blocks(fragments_of(context.query), context.heads(), context.batch());
+    if (keys.x > 0) ByKey::run(by_key, keys, stream);
+    if (queries.x > 0) ByQuery::run(by_query, queries, stream);
+  });
+}
+
+}  // namespace vidsparse::cuda::sm80

@@ -1,0 +1,313 @@
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/common/backward_epilogue.cuh"
+#include "cuda/common/row_words.cuh"
+#include "cuda/ptx/async_copy.cuh"
+#include "cuda/ptx/math.cuh"
+#include "cuda/ptx/warpgroup.cuh"
+#include "cuda/sm80/fragment_copy.cuh"
+#include "cuda/sm80/fragment_list.cuh"
+#include "cuda/sm80/gradient_config.hpp"
+#include "cuda/sm80/gradient_parameters.hpp"
+#include "cuda/sm80/item.cuh"
+#include "cuda/sm80/products.cuh"
+
+namespace vidsparse::cuda::sm80 {
+
+/// One fragment's gradients, by key or by query. With s = own . other^T of the scores' factors, t
+/// the same of the weights' factors and p = exp(s * scale - lse), ds = p (t - delta):
+/// d_scores = scale * ds . other's scores factor, and by key d_weights = p . other's weights
+/// factor.
+template <class T, class Config>
+class GradientBlock {
+ public:
+  static constexpr int kD = Config::kHeadDim;
+  static constexpr int kRowBytes = Config::kRowBytes;
+  static constexpr int kRowTiles = Config::kRowTiles;
+  static constexpr int kColumnWarps = Config::kColumnWarps;
+  static constexpr int kColumns = 64 / kColumnWarps;  ///< of the scores, a warp
+
+  __device__ GradientBlock(const GradientParameters<T>& parameters, char* shared)
+      : p_(parameters),
+        shared_(shared),
+        address_(ptx::shared_address(shared)),
+        own_(address_ + Config::kOwn + first_slot() * kRowBytes + first_row<kRowBytes>(lane_)),
+        columns_(address_ + Config::kOther + column_warp() * kColumns * kRowBytes +
+                 first_column<kRowBytes>(lane_)),
+        rows_((address_ + Config::kOther + first_row<kRowBytes>(lane_)) ^
+              column_warp() * (kD / kColumnWarps * 2)),
+        list_(p_.other, p_.per_tile, p_.other_fragments, shared + Config::kList),
+        copy_(p_.other) {}
+
+  __device__ void run() {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (float& value : d_scores_[m]) value = 0;
+      if constexpr (Config::kByKey) {
+#pragma unroll
+        for (float& value : d_weights_[m]) value = 0;
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 2 * kRowTiles; ++r) {
+      norm_[r] = INFINITY;
+      delta_[r] = 0;
+    }
+    if (start_own()) {
+      const int members = Config::kByKey ? p_.group : 1;
+      for (int member = 0; member < members; ++member) walk(member);
+    }
+    ptx::wait_copy_groups<0>();
+    store();
+  }
+
+ private:
+  using Scores = float[kRowTiles][kColumns / 2];
+  using Sums = float[kRowTiles][kD / kColumnWarps / 2];
+
+  __device__ static int first_slot() {
+    return static_cast<int>(threadIdx.x) / (32 * kColumnWarps) * (16 * kRowTiles);
+  }
+  __device__ static int column_warp() { return static_cast<int>(threadIdx.x) / 32 % kColumnWarps; }
+
+  /// Starts the copies of the own fragment; false if it has no valid slot.
+  __device__ bool start_own() {
+    const Item item = Item::current(p_.per_tile);
+    const KeyFragment* entry = p_.own_table + item.batch * p_.own_table_batch +
+                               item.head * p_.own_table_head + item.fragment;
+    const ListedFragment own =
+        ListedFragment::of(p_.own, item.fragment, __ldg(reinterpret_cast<const uint4*>(entry)));
+    if (own.valid == 0) return false;
+    FragmentCopy<Config::kThreads, kRowBytes> copy(p_.own);
+    copy.start(address_ + Config::kOwn, p_.own_scores.head(item.batch, item.head),
+               p_.own_scores.token_bytes, own);
+    copy.start(address_ + Config::kOwn + Config::kFragmentBytes,
+               p_.own_weights.head(item.batch, item.head), p_.own_weights.token_bytes, own);
+    ptx::commit_copies();
+    if constexpr (!Config::kByKey) {
+      const float* norms = norms_of(item.batch, item.head, item.fragment);
+#pragma unroll
+      for (int r = 0; r < 2 * kRowTiles; ++r) {
+        const int slot = first_slot() + lane_ / 4 + 8 * r;
+        norm_[r] = without_weight_infinite(norms[slot]);
+        delta_[r] = norms[kFragment + slot];
+      }
+    }
+    return true;
+  }
+
+  /// All fragments of the other side's head that belongs to the own one's; `member`: of its group.
+  __device__ void walk(int member) {
+    list_.restart();  // which waits until the former head's last stage has been read
+    ListedFragment fragment;
+    bool more = start_other(member, 0, fragment);
+    int stage = 0;
+    while (more) {
+      ptx::wait_copy_groups<0>();
+      __syncthreads();  // this stage is there; the other one has been read
+      const std::uint64_t valid = fragment.valid;
+      const int offset = stage * Config::kStageBytes;
+      if constexpr (Config::kStages == 2) {
+        stage ^= 1;
+        more = start_other(member, stage, fragment);
+      }
+      add(offset, valid);
+      if constexpr (Config::kStages == 1) {
+        __syncthreads();  // all have read it
+        more = start_other(member, 0, fragment);
+      }
+    }
+  }
+
+  /// Asks for the next fragment's rows.
+  __device__ bool start_other(int member, int stage, ListedFragment& fragment) {
+    const auto query_or_key_head = [this, member](const Item& item) {
+      return Config::kByKey ? item.head * p_.group + member : item.head / p_.group;
+    };
+    const bool more = list_.next(fragment, [&] {
+      const Item item = Item::current(p_.per_tile);
+      const int query_head = Config::kByKey ? query_or_key_head(item) : item.head;
+      return ListSource{
+          p_.mask + item.batch * p_.mask_batch + query_head * p_.mask_head +
+              item.tile * p_.mask_row,
+          p_.other_table + item.batch * p_.other_table_batch + query_head * p_.other_table_head};
+    });
+    if (!more) return false;
+    const Item item = Item::current(p_.per_tile);
+    const int head = query_or_key_head(item);
+    const std::uint32_t to = address_ + Config::kOther + stage * Config::kStageBytes;
+    copy_.start(to, p_.other_scores.head(item.batch, head), p_.other_scores.token_bytes, fragment);
+    copy_.start(to + Config::kFragmentBytes, p_.other_weights.head(item.batch, head),
+                p_.other_weights.token_bytes, fragment);
+    if constexpr (Config::kByKey) {
+      if (threadIdx.x < 32) {
+        ptx::copy_async_16(to + Config::kNorms + lane_ * 16,
+                           norms_of(item.batch, head, fragment.number()) + lane_ * 4, true);
+      }
+    }
+    ptx::commit_copies();
+    return true;
+  }
+
+  __device__ const float* norms_of(int batch, int query_head, int fragment) const {
+    const std::int64_t plane = std::int64_t{batch} * p_.query_heads + query_head;
+    return p_.norms + (plane * p_.query_fragments + fragment) * (2 * kFragment);
+  }
+
+  /// Rows without weight may have either infinity; with the positive one their weights are 0.
+  __device__ static float without_weight_infinite(float norm) {
+    return norm == -INFINITY ? INFINITY : norm;
+  }
+
+  /// One fragment's share, from the stage at `offset`.
+  __device__ void add(int offset, std::uint64_t valid) {
+    const auto own = [this](int which) {
+      return [this, which](int k, int m, std::uint32_t(&rows)[4]) {
+        ptx::load_matrices(rows,
+                           (own_ ^ k * 32) + which * Config::kFragmentBytes + m * 16 * kRowBytes);
+      };
+    };
+    const float* norms =
+        reinterpret_cast<const float*>(shared_ + Config::kOther + offset + Config::kNorms) +
+        column_warp() * kColumns + lane_ % 4 * 2;
+    Scores weights;  // p
+    multiply_transposed<T, kD>(weights, own(0), columns_ + offset);
+    each_pair([&](int m, int i) {
+      float2 norm = {norm_[2 * m + i / 2 % 2], norm_[2 * m + i / 2 % 2]};
+      if constexpr (Config::kByKey) {
+        norm = *reinterpret_cast<const float2*>(norms + i / 4 * 8);
+        norm = {without_weight_infinite(norm.x), without_weight_infinite(norm.y)};
+      }
+      float(&p)[kColumns / 2] = weights[m];
+      p[i] = ptx::exp2_approximate(fmaf(p[i], p_.scale_log2, -norm.x));
+      p[i + 1] = ptx::exp2_approximate(fmaf(p[i + 1], p_.scale_log2, -norm.y));
+    });
+    if constexpr (!Config::kByKey) {
+      // A pad's score is 0, and its weight may be infinite.
+      if (~valid != 0) clear_pads(valid, weights);
+    }
+    PackedWeights<kRowTiles> packed;
+    if constexpr (Config::kByKey) {
+      hand_over(weights, packed, Config::kWeights);
+      if constexpr (kColumnWarps == 1) add_weighted(packed, offset);
+    }
+    Scores d_scores;
+    multiply_transposed<T, kD>(d_scores, own(1), columns_ + offset + Config::kFragmentBytes);
+    each_pair([&](int m, int i) {
+      float2 delta = {delta_[2 * m + i / 2 % 2], delta_[2 * m + i / 2 % 2]};
+      if constexpr (Config::kByKey) {
+        delta = *reinterpret_cast<const float2*>(norms + kFragment + i / 4 * 8);
+      }
+      d_scores[m][i] = weights[m][i] * (d_scores[m][i] - delta.x);
+      d_scores[m][i + 1] = weights[m][i + 1] * (d_scores[m][i + 1] - delta.y);
+    });
+    hand_over(d_scores, packed, Config::kScoreGradients);
+    if constexpr (kColumnWarps == 1) {
+      multiply_added<T, kD>(d_scores_, packed, rows_ + offset);
+    } else {
+      // The two warps of the same rows; the next stage's barrier keeps what they read.
+      ptx::barrier_sync(1 + first_slot() / (16 * kRowTiles), 64);
+      if constexpr (Config::kByKey) add_weighted(exchanged(Config::kWeights), offset);
+      multiply_added<T, kD>(d_scores_, exchanged(Config::kScoreGradients), rows_ + offset);
+    }
+  }
+
+  template <class Visit>
+  __device__ static void each_pair(Visit&& visit) {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int i = 0; i < kColumns / 2; i += 2) visit(m, i);
+    }
+  }
+
+  template <class Load>
+  __device__ void add_weighted(const Load& weights, int offset) {
+    multiply_added<T, kD>(d_weights_, weights, rows_ + offset + Config::kFragmentBytes);
+  }
+
+  /// Makes accumulators a product's factor: in registers, or for two warps in shared memory.
+  __device__ void hand_over(const Scores& values, PackedWeights<kRowTiles>& packed, int to) {
+    each_pair([&](int m, int i) {
+      const std::uint32_t word = pack<T>(values[m][i], values[m][i + 1]);
+      if constexpr (kColumnWarps == 1) {
+        packed.words[m][i / 2] = word;
+      } else {
+        const int row = first_slot() + 16 * m + i / 2 % 2 * 8 + lane_ / 4;
+        *reinterpret_cast<std::uint32_t*>(
+            shared_ + to + swizzled<128>(row, column_warp() * (kColumns / 8) + i / 4) +
+            lane_ % 4 * 4) = word;
+      }
+    });
+  }
+
+  /// The loader of what hand_over() wrote.
+  __device__ auto exchanged(int from) const {
+    const std::uint32_t rows = address_ + from + first_slot() * 128 + first_row<128>(lane_);
+    return [rows](int k, int m, std::uint32_t(&words)[4]) {
+      ptx::load_matrices(words, (rows ^ k * 32) + m * 16 * 128);
+    };
+  }
+
+  __device__ void clear_pads(std::uint64_t valid, Scores& weights) const {
+    valid >>= column_warp() * kColumns + lane_ % 4 * 2;
+    each_pair([&](int m, int i) {
+      if ((valid >> (i / 4 * 8) & 1) == 0) weights[m][i] = 0;
+      if ((valid >> (i / 4 * 8 + 1) & 1) == 0) weights[m][i + 1] = 0;
+    });
+  }
+
+  __device__ void store() {
+    const Item item = Item::current(p_.per_tile);
+    const Fragment fragment = item.rows(p_.own);
+    constexpr int kWidth = kD / kColumnWarps;  // of this warp's columns
+    const int column = column_warp() * kWidth;
+    const auto store_rows = [&](int m, Tensor<T> to, const Tensor<const float>& coarse,
+                                float factor, const float(&sums)[kWidth / 2]) {
+      GradientRows rows = GradientRows::of(p_.own, fragment, first_slot() + 16 * m + lane_ / 4);
+      if constexpr (!Config::kByKey) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) rows.has_fine[r] = norm_[2 * m + r] != INFINITY;
+      }
+      to.data += column;
+      store_gradient<T, kWidth>(
+          to, item.batch, item.head, rows, lane_ % 4, factor,
+          coarse ? coarse.row(item.batch, item.tile, item.head) + column : nullptr, sums);
+    };
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+      store_rows(m, p_.d_scores, p_.coarse_scores, p_.scale, d_scores_[m]);
+      if constexpr (Config::kByKey) {
+        store_rows(m, p_.d_weights, p_.coarse_weights, 1.0F, d_weights_[m]);
+      }
+    }
+  }
+
+  const GradientParameters<T>& p_;
+  char* shared_;
+  std::uint32_t address_;
+  int lane_ = static_cast<int>(threadIdx.x) % 32;
+  // Lane addresses, see products.cuh.
+  std::uint32_t own_;
+  std::uint32_t columns_;
+  std::uint32_t rows_;
+  FragmentList<Config::kListed> list_;
+  FragmentCopy<Config::kThreads, kRowBytes> copy_;
+  // By query: of this lane's rows.
+  float norm_[2 * kRowTiles];
+  float delta_[2 * kRowTiles];
+  Sums d_scores_;
+  Sums d_weights_;
+};
+
+template <class T, class Config>
+__global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
+    gradient_kernel(const __grid_constant__ GradientParameters<T> parameters) {
+  extern __shared__ __align__(1024) char shared[];
+  GradientBlock<T, Config>(parameters, shared).run();
+}
+
+}  // namespace vidsparse::cuda::sm80
