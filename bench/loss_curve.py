@@ -20,6 +20,7 @@ import pathlib
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 
 import torch
 
@@ -63,10 +64,11 @@ def autocast(device: torch.device) -> torch.autocast:
 
 
 def train(
-    attention: str, seed: int, clips: list[torch.Tensor], held: HeldOut, options: argparse.Namespace
-) -> dict:
-    """One run; `attention` is dense or sparse."""
-    device = clips[0].device
+    run: dict, clips: list[torch.Tensor], held: HeldOut, options: argparse.Namespace
+) -> Iterator[None]:
+    """One run, which names its attention (dense or sparse) and its seed; pauses after each held-out
+    loss, with what was measured so far in `run`."""
+    device, seed = clips[0].device, run["seed"]
     torch.manual_seed(seed)
     model = VideoDiT(options.dim, options.dim // 64, options.depth).to(device)
     optimizer = torch.optim.AdamW(
@@ -74,15 +76,23 @@ def train(
     )
     random = torch.Generator().manual_seed(seed)
     draws = torch.Generator(device).manual_seed(seed)
-    losses, train_losses, held_losses, step_ms = [], [], [], []
+    run |= dict(train=[], held_out=[], step_ms=[])
+    run["parameters"] = sum(p.numel() for p in model.parameters())
+    losses = []
     begin = time.perf_counter()
     for step in range(options.steps + 1):
-        sparsity = None if attention == "dense" else sparsity_at(step, interval=options.interval)
+        dense = run["attention"] == "dense"
+        sparsity = None if dense else sparsity_at(step, interval=options.interval)
         if step % options.every == 0:
             if losses:
-                train_losses.append([step, torch.stack(losses).mean().item()])  # waits for the GPU
-                step_ms.append((time.perf_counter() - begin) * 1e3 / len(losses))
-            held_losses.append([step, held.loss(model, sparsity)])
+                run["train"].append([step, torch.stack(losses).mean().item()])  # waits for the GPU
+                run["step_ms"].append((time.perf_counter() - begin) * 1e3 / len(losses))
+                last = run["step_ms"][-max(1, len(run["step_ms"]) // 4) :]
+                run["step_ms_at_the_end"] = statistics.median(last)
+            if device.type == "cuda" and step > 0:
+                run["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
+            run["held_out"].append([step, held.loss(model, sparsity)])
+            yield
             losses = []
             if device.type == "cuda" and step == 0:
                 torch.cuda.reset_peak_memory_stats()
@@ -102,13 +112,6 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.detach())
-    record = dict(attention=attention, seed=seed, train=train_losses, held_out=held_losses)
-    record["step_ms"] = step_ms
-    record["step_ms_at_the_end"] = statistics.median(step_ms[-max(1, len(step_ms) // 4) :])
-    record["parameters"] = sum(p.numel() for p in model.parameters())
-    if device.type == "cuda":
-        record["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
-    return record
 
 
 def parse_grid(text: str) -> tuple[int, ...]:
@@ -151,15 +154,16 @@ def main() -> None:
     }
     for seed in map(int, options.seeds.split(",")):
         for attention in options.attentions.split(","):
-            run = train(attention, seed, clips, held, options)
+            run = {"attention": attention, "seed": seed}
             record["runs"].append(run)
+            for _ in train(run, clips, held, options):
+                if options.json:
+                    options.json.write_text(json.dumps(record, indent=1) + "\n")
             print(
                 f"{attention} seed {seed}: held-out {run['held_out'][-1][1]:.4f}, "
                 f"{run['step_ms_at_the_end']:.1f} ms a step, peak {run.get('peak_mib', 0):.0f} MiB",
                 flush=True,
             )
-            if options.json:
-                options.json.write_text(json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":
