@@ -95,10 +95,10 @@ def measure(name: str, options: argparse.Namespace) -> dict:
         attend["attend fastvideo-kernel"] = peer.attend
         contestants["fastvideo-kernel"] = peer.layer
         extra["fastvideo-kernel"] = bench_triton.extra_mib(calls["layer fastvideo-kernel"], kept)
-    for name, layer in contestants.items():
+    for contestant, layer in contestants.items():
         backward = gradients(layer, case)
-        calls[f"layer backward {name}"] = backward
-        training[name] = bench_triton.extra_mib(
+        calls[f"layer backward {contestant}"] = backward
+        training[contestant] = bench_triton.extra_mib(
             lambda layer=layer: gradients(layer, case)(), 5 * kept
         )
     calls["dense cudnn"] = dense(case)
