@@ -1,6 +1,6 @@
 // The library's calls as torch operators in the namespace vidsparse_native. They write into tensors
-// that python/vidsparse allocates (forward allocates what it keeps for backward, which takes the host
-// less here), and know neither autograd nor tracing: those are above them.
+// that python/vidsparse allocates (forward allocates what it keeps for backward, which takes the
+// host less here), and know neither autograd nor tracing: those are above them.
 
 #include <torch/csrc/stable/library.h>
 

@@ -46,8 +46,8 @@ torch::stable::Tensor empty(const torch::stable::Tensor& like,
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   AtenTensorHandle handle = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()),
-                                                  sizes.begin(), strides.data(), dtype,
-                                                  device_type, device_index, &handle));
+                                                  sizes.begin(), strides.data(), dtype, device_type,
+                                                  device_index, &handle));
   return torch::stable::Tensor(handle);
 }
 

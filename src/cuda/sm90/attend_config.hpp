@@ -26,9 +26,9 @@ struct AttendConfig {
   static constexpr int kThreads = (kConsumers + 1) * 128;
   static constexpr int kWarps = kConsumers * 4;  ///< that consume
 
-  // 65 536 registers = 128 x (3 x 144 + 80).
-  static constexpr int kConsumerRegisters = 144;
-  static constexpr int kProducerRegisters = 80;
+  // 65 536 registers = 128 x (3 x 152 + 56).
+  static constexpr int kConsumerRegisters = 152;
+  static constexpr int kProducerRegisters = 56;
 
   static constexpr int kFragmentBytes = 64 * HeadDim * 2;
   // A V slot is in use for longer than its K slot: until its weights are there and multiplied.

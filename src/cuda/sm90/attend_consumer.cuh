@@ -5,7 +5,9 @@
 #include "cuda/common/attend_epilogue.cuh"
 #include "cuda/common/row_words.cuh"
 #include "cuda/common/softmax.cuh"
+#include "cuda/ptx/async_copy.cuh"
 #include "cuda/ptx/mbarrier.cuh"
+#include "cuda/ptx/prefetch.cuh"
 #include "cuda/ptx/shared_word.cuh"
 #include "cuda/ptx/tma.cuh"
 #include "cuda/ptx/warpgroup.cuh"
@@ -37,33 +39,55 @@ class Consumer {
 
   __device__ void run() {
     int wave = 0;
+    ask_for_query(place(blockIdx.x));
     for (int index = blockIdx.x; index < p_.items; index += gridDim.x, ++wave) {
-      const Item item = Item::of(index, p_, Config::kConsumers);
-      const int fragment = item.first_fragment + index_;
-      const bool exists = fragment < p_.query_fragments;
-      const int tile = p_.fragments_per_tile.quotient(exists ? fragment : 0);
-      const int part = exists ? fragment - tile * p_.query.fragments_per_tile : 0;
+      const Place at = place(index);
       float output[kD / 2];
       Softmax softmax(p_.scale_log2);
-      load_query(item, tile, part, exists);
+      finish_query();
+      ask_for_gate(at);
 #pragma unroll
       for (float& value : output) value = 0;
-      attend(item, softmax, output);
+      attend(at.item, softmax, output);
       if (lane_ == 0) ptx::mbarrier_arrive(address_ + Config::kCredit + 8 * (wave & 1));
+      ptx::barrier_sync(1 + index_, 128);  // all warps are done with the query rows
+      const int next = index + static_cast<int>(gridDim.x);
+      if (next < p_.items) ask_for_query(place(next));
       softmax.finish();
-      if (!exists) continue;
-      const Fragment rows = p_.query.fragment(item.batch, tile, part);
-      store_rows<T, kD>(p_, item.batch, item.head, tile, rows, warp_ * 16, lane_, softmax, output);
+      if (!at.exists) continue;
+      store_rows<T, kD>(p_, at.item.batch, at.item.head, at.tile, fragment(at), warp_ * 16, lane_,
+                        softmax, output);
     }
   }
 
  private:
   using Weights = std::uint32_t[16];
+  static constexpr int kChunks = kD / 8;  ///< of 16 bytes in a row
+
+  /// The query fragment of this consumer in an item.
+  struct Place {
+    Item item;
+    bool exists;  ///< else that of tile 0, of which nothing is used
+    int tile;
+    int part;
+  };
+
+  __device__ Place place(int index) const {
+    const Item item = Item::of(index, p_, Config::kConsumers);
+    const int fragment = item.first_fragment + index_;
+    if (fragment >= p_.query_fragments) return {item, false, 0, 0};
+    const int tile = p_.fragments_per_tile.quotient(fragment);
+    return {item, true, tile, fragment - tile * p_.query.fragments_per_tile};
+  }
+  __device__ Fragment fragment(const Place& at) const {
+    return p_.query.fragment(at.item.batch, at.tile, at.part);
+  }
 
   /// If the next fragment is there when this one's weights are, its scores and this one's weighted
-  /// values go to the tensor cores together, and its softmax runs while they are busy with the
-  /// values. Products must come in the same order in all four warps, so they decide together, and
-  /// before the products begin: ptxas serializes them when they are waited for in a branch.
+  /// values go to the tensor cores together. Products must come in the same order in all four
+  /// warps, so they decide together: while the products before are under way, which hides the time
+  /// that takes, and once more after them if the fragment was not there yet. Not between products:
+  /// ptxas serializes them when they are waited for in a branch.
   __device__ void attend(const Item& item, Softmax& softmax, float (&output)[kD / 2]) {
     for (std::uint32_t command = pop(); !Command::is_end(command); command = pop()) {
       float scores[32];
@@ -77,12 +101,14 @@ class Consumer {
       softmax.rescale(output);
       convert(scores, weights);
       std::uint32_t next = peek();
-      while (is_there(next)) {
+      bool there = is_there(next);
+      while (there) {
         ++popped_;
         multiply_keys(next, scores);
         wait_for_values(command, item);
         multiply_values(command, weights, output);
-        const std::uint32_t after = peek();
+        std::uint32_t after = peek();
+        there = is_there(after);
         ptx::wgmma_wait<1>();
         ptx::wgmma_pin(scores);
         release_keys(next);
@@ -93,8 +119,12 @@ class Consumer {
         release_values(command);
         softmax.rescale(output);
         convert(scores, weights);
+        if (!there) {
+          if (after == 0) after = peek();
+          there = is_there(after);
+        }
         command = next;
-        next = after != 0 ? after : peek();
+        next = after;
       }
       wait_for_values(command, item);
       multiply_values(command, weights, output);
@@ -156,30 +186,48 @@ class Consumer {
   }
 
   /// The query rows as an operand in shared memory: rows of 128 bytes, their 16-byte chunks
-  /// swizzled. Rows without a token are zero.
-  __device__ void load_query(const Item& item, int tile, int part, bool exists) {
-    const Fragment rows = p_.query.fragment(item.batch, tile, part);
-    constexpr int kChunks = kD / 8;  // of a row
-    char* to = shared_ + Config::kQuery + index_ * Config::kFragmentBytes;
-    ptx::barrier_sync(1 + index_, 128);  // all warps are done with the former item's rows
-#pragma unroll 4
-    for (int i = 0; i < 64 * kChunks / 128; ++i) {
-      const int slot = (i * 128 + warp_ * 32 + lane_) / kChunks;
-      const int chunk = lane_ % kChunks;
-      const int token = exists ? rows.token(slot) : -1;
-      uint4 eight = make_uint4(0, 0, 0, 0);
-      if (token >= 0) {
-        eight =
-            __ldg(reinterpret_cast<const uint4*>(p_.q.row(item.batch, token, item.head)) + chunk);
-        for (std::uint32_t* word : {&eight.x, &eight.y, &eight.z, &eight.w}) {
-          *word = (*word & p_.query_and) ^ p_.query_xor;
-        }
+  /// swizzled. Rows without a token are zero. They are asked for before the former item's output is
+  /// written, which hides their way.
+  __device__ void ask_for_query(const Place& at) {
+    const Fragment rows = fragment(at);
+    const std::uint32_t to = address_ + Config::kQuery + index_ * Config::kFragmentBytes;
+    const T* from = p_.q.row(at.item.batch, 0, at.item.head) + lane_ % kChunks * 8;
+#pragma unroll 2
+    for (int i = 0; i < kChunks / 2; ++i) {
+      const int token = at.exists ? rows.token(slot_of(i)) : -1;
+      ptx::copy_async_16(to + chunk_offset(i), from + max(token, 0) * p_.q.row_stride, token >= 0);
+    }
+  }
+
+  __device__ void finish_query() {
+    ptx::wait_copies();
+    if (p_.query_and != ~0U || p_.query_xor != 0) {
+      char* rows = shared_ + Config::kQuery + index_ * Config::kFragmentBytes;
+#pragma unroll 1
+      for (int i = 0; i < kChunks / 2; ++i) {
+        auto* words = reinterpret_cast<std::uint32_t*>(rows + chunk_offset(i));
+#pragma unroll
+        for (int j = 0; j < 4; ++j) words[j] = (words[j] & p_.query_and) ^ p_.query_xor;
       }
-      *reinterpret_cast<uint4*>(to + chunk / 8 * 8192 + slot * 128 +
-                                ((chunk % 8) ^ (slot % 8)) * 16) = eight;
     }
     ptx::fence_proxy_async();
     ptx::barrier_sync(1 + index_, 128);
+  }
+
+  /// Of this thread's chunk number `i` of the query rows: its row, and where it lies.
+  __device__ int slot_of(int i) const { return (i * 128 + warp_ * 32 + lane_) / kChunks; }
+  __device__ int chunk_offset(int i) const {
+    const int slot = slot_of(i);
+    const int chunk = lane_ % kChunks;
+    return chunk / 8 * 8192 + slot * 128 + ((chunk % 8) ^ (slot % 8)) * 16;
+  }
+
+  /// The gate's rows into L2, for the item's end.
+  __device__ void ask_for_gate(const Place& at) const {
+    if (!p_.gate || !at.exists) return;
+    const int token = fragment(at).token(warp_ * 16 + lane_ / 2);
+    if (token < 0) return;
+    ptx::prefetch_l2(p_.gate.row(at.item.batch, token, at.item.head) + lane_ % 2 * (kD / 2));
   }
 
   __device__ std::uint64_t valid_slots(std::uint32_t command, const Item& item) const {
