@@ -283,7 +283,7 @@ TEST_P(CudaBackward, FirstStepsOfRandomProblems) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, CudaBackward, ::testing::Values("sm90"),
+INSTANTIATE_TEST_SUITE_P(All, CudaBackward, ::testing::Values("sm90", "sm80"),
                          [](const auto& name) { return name.param; });
 
 }  // namespace

@@ -310,7 +310,7 @@ void coarse_backward(const Context& context, const BackwardArgs& args, const Bac
     const dim3 grid(
         static_cast<unsigned>(blocks(p.key.tiles) + blocks(p.query.tiles)),
         static_cast<unsigned>(std::min<std::int64_t>(context.batch() * context.heads(), 65535)));
-    if (grid.x == 0) return;
+    if (grid.x == 0 || grid.y == 0) return;
     coarse_backward_kernel<Config>
         <<<grid, Config::kThreads, sizeof(typename Config::Shared), stream>>>(p);
     check(cudaGetLastError(), "coarse backward");

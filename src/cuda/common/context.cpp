@@ -21,6 +21,7 @@ Context::Context(const core::Setting& plan)
 
 void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
+  cudaGetLastError();  // not left behind for the caller's own checks
   throw Error(ErrorCode::internal, what,
               "expected success, got " + std::string(cudaGetErrorName(status)) + " (" +
                   cudaGetErrorString(status) + ")");

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "cuda/common/fragment_table.cuh"
 #include "cuda/common/side.hpp"
 
 namespace vidsparse::cuda {
@@ -25,6 +26,19 @@ Verdict within_limits(const Problem& problem, const TileLayout& query, const Til
   Verdict verdict = can_describe("query", query);
   if (verdict.ok) verdict = can_describe("key", key);
   return verdict;
+}
+
+Verdict fits_fragment_table(const char* name, const TileLayout& layout) {
+  for (const Segment& segment : layout.sequence().segments()) {
+    const auto* video = std::get_if<Video>(&segment);
+    if (video == nullptr) continue;
+    if (video->t > KeyFragment::kMaxFrames || video->h > KeyFragment::kMaxHeight) {
+      return Verdict::no(std::string(name) +
+                         ": expected videos of at most 4096 x 65536 (T x H), got " +
+                         layout.sequence().to_string());
+    }
+  }
+  return Verdict::yes();
 }
 
 }  // namespace vidsparse::cuda

@@ -10,4 +10,8 @@ namespace vidsparse::cuda {
 /// counts that fit 31 bits.
 Verdict within_limits(const Problem& problem, const TileLayout& query, const TileLayout& key);
 
+/// Whether a table can hold the fragments of a side (`name`: query or key): videos of at most
+/// 4096 x 65536 (T x H).
+Verdict fits_fragment_table(const char* name, const TileLayout& layout);
+
 }  // namespace vidsparse::cuda

@@ -242,7 +242,7 @@ void launch(const Context& context, const BackwardArgs& args, const BackwardPart
   const std::int64_t strips = (context.heads() + kWarps - 1) / kWarps;
   const dim3 grid(static_cast<unsigned>(context.query.tiles * strips),
                   static_cast<unsigned>(std::min<std::int64_t>(context.batch(), 65535)));
-  if (grid.x == 0) return;
+  if (grid.x == 0 || grid.y == 0) return;
   if (context.head_dim() == 64) {
     prepare_rows_kernel<T, 64><<<grid, kWarps * 32, 0, stream>>>(p);
   } else {

@@ -10,6 +10,7 @@
 #include "core/workspace.hpp"
 #include "cuda/common/attend_problem.hpp"
 #include "cuda/common/fragment_table.cuh"
+#include "cuda/common/limits.hpp"
 #include "cuda/sm80/attend_launch.hpp"
 #include "cuda/sm80/blocks.hpp"
 #include "cuda/sm80/shape.hpp"
@@ -19,15 +20,14 @@ namespace {
 
 /// Calls visit(element, launch) for the instance a problem and its device need.
 template <class Visit>
-void with_instance(const Context& context, Visit&& visit) {
+void with_instance(const Context& context, Shape shape, Visit&& visit) {
   const auto by_width = [&]<class T, Shape kShape>(T element) {
     context.head_dim() == 128 ? visit(element, AttendLaunch<T, 128, kShape>{})
                               : visit(element, AttendLaunch<T, 64, kShape>{});
   };
   const auto by_shape = [&]<class T>(T element) {
-    choose_shape(context.shared_bytes) == Shape::large
-        ? by_width.template operator()<T, Shape::large>(element)
-        : by_width.template operator()<T, Shape::small>(element);
+    shape == Shape::large ? by_width.template operator()<T, Shape::large>(element)
+                          : by_width.template operator()<T, Shape::small>(element);
   };
   context.dtype() == DType::f16 ? by_shape(__half{}) : by_shape(__nv_bfloat16{});
 }
@@ -48,29 +48,12 @@ Verdict can_attend(const Problem& problem, const TileLayout& query, const TileLa
                          std::to_string(count));
     }
   }
-  const std::int64_t parts = problem.tile.tokens() / kFragment;
-  // Queries are walked too, by the backward.
-  for (const auto& [name, layout] : {std::pair("query", &query), std::pair("key", &key)}) {
-    const std::string side = name;
-    const std::int64_t fragments = layout->tiles() * parts;
-    if (fragments > kMaxFragments) {
-      return Verdict::no(side + ": expected at most 2^29 fragments of 64 tokens, got " +
-                         std::to_string(fragments));
-    }
-    for (const Segment& segment : layout->sequence().segments()) {
-      const auto* video = std::get_if<Video>(&segment);
-      if (video == nullptr) continue;
-      if (video->t > KeyFragment::kMaxFrames || video->h > KeyFragment::kMaxHeight) {
-        return Verdict::no(side + ": expected videos of at most 4096 x 65536 (T x H), got " +
-                           layout->sequence().to_string());
-      }
-    }
-  }
-  return Verdict::yes();
+  const Verdict verdict = fits_fragment_table("query", query);  // which the backward walks
+  return verdict.ok ? fits_fragment_table("key", key) : verdict;
 }
 
-void prepare_attend(const Context& context) {
-  with_instance(context, [&]<class T, class Launch>(T, Launch) { Launch::prepare(); });
+void prepare_attend(const Context& context, Shape shape) {
+  with_instance(context, shape, [&]<class T, class Launch>(T, Launch) { Launch::prepare(); });
 }
 
 std::size_t attend_bytes(const Context& context, const AttendArgs& args) {
@@ -79,11 +62,11 @@ std::size_t attend_bytes(const Context& context, const AttendArgs& args) {
   return arena.used();
 }
 
-void attend(const Context& context, const AttendArgs& args, Workspace workspace,
+void attend(const Context& context, Shape shape, const AttendArgs& args, Workspace workspace,
             cudaStream_t stream) {
   core::Arena arena(workspace.data);
   KeyFragment* table = take_table(arena, context, args);
-  with_instance(context, [&]<class T, class Launch>(T, Launch) {
+  with_instance(context, shape, [&]<class T, class Launch>(T, Launch) {
     AttendParameters<T> parameters;
     static_cast<AttendProblem<T>&>(parameters) = make_attend_problem<T>(context, args, table);
     const dim3 blocks = item_blocks(parameters.query_fragments, context.heads(), context.batch());

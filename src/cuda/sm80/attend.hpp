@@ -5,6 +5,7 @@
 #include <cstddef>
 
 #include "cuda/common/context.hpp"
+#include "cuda/sm80/shape.hpp"
 #include "vidsparse/backend.hpp"
 
 namespace vidsparse::cuda::sm80 {
@@ -13,14 +14,14 @@ namespace vidsparse::cuda::sm80 {
 Verdict can_attend(const Problem& problem, const TileLayout& query, const TileLayout& key);
 
 /// Once for a plan: lets the kernels use the device's shared memory.
-void prepare_attend(const Context& context);
+void prepare_attend(const Context& context, Shape shape);
 
 std::size_t attend_bytes(const Context& context, const AttendArgs& args);
 
 /// Block-sparse attention over a bitmap with the gated coarse output added: two launches, of which
 /// the first fills a table of a few kilobytes. Throws Error naming a tensor whose rows cannot be
 /// copied by 16 bytes.
-void attend(const Context& context, const AttendArgs& args, Workspace workspace,
+void attend(const Context& context, Shape shape, const AttendArgs& args, Workspace workspace,
             cudaStream_t stream);
 
 }  // namespace vidsparse::cuda::sm80

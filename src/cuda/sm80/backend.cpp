@@ -14,11 +14,12 @@ class Sm80Kernels final : public core::StagedKernels {
  public:
   using core::StagedKernels::workspace_bytes;
 
-  explicit Sm80Kernels(const core::Setting& setting) : StagedKernels(setting), context_(setting) {
+  explicit Sm80Kernels(const core::Setting& setting)
+      : StagedKernels(setting), context_(setting), shape_(choose_shape(context_.shared_bytes)) {
     const CurrentDevice current(setting.device.index);
     prepare_select(context_);
-    prepare_attend(context_);
-    prepare_backward(context_);
+    prepare_attend(context_, shape_);
+    prepare_backward(context_, shape_);
   }
 
   std::size_t workspace_bytes(const PoolArgs&) const override { return 0; }
@@ -42,15 +43,16 @@ class Sm80Kernels final : public core::StagedKernels {
   }
   void attend(const AttendArgs& args, Workspace workspace, void* stream) const override {
     const CurrentDevice current(context_.setting->device.index);
-    sm80::attend(context_, args, workspace, static_cast<cudaStream_t>(stream));
+    sm80::attend(context_, shape_, args, workspace, static_cast<cudaStream_t>(stream));
   }
   void backward(const BackwardArgs& args, Workspace workspace, void* stream) const override {
     const CurrentDevice current(context_.setting->device.index);
-    sm80::backward(context_, args, workspace, static_cast<cudaStream_t>(stream));
+    sm80::backward(context_, shape_, args, workspace, static_cast<cudaStream_t>(stream));
   }
 
  private:
   Context context_;
+  Shape shape_;
 };
 
 class Sm80Backend final : public core::Backend {

@@ -16,7 +16,7 @@ namespace {
 /// Calls visit(element, launch by key, launch by query) for the instances a problem and its device
 /// need.
 template <class Visit>
-void with_instances(const Context& context, Visit&& visit) {
+void with_instances(const Context& context, Shape shape, Visit&& visit) {
   const auto by_width = [&]<class T, Shape kShape>(T element) {
     if (context.head_dim() == 128) {
       visit(element, GradientLaunch<T, 128, true, kShape>{},
@@ -26,9 +26,8 @@ void with_instances(const Context& context, Visit&& visit) {
     }
   };
   const auto by_shape = [&]<class T>(T element) {
-    choose_shape(context.shared_bytes) == Shape::large
-        ? by_width.template operator()<T, Shape::large>(element)
-        : by_width.template operator()<T, Shape::small>(element);
+    shape == Shape::large ? by_width.template operator()<T, Shape::large>(element)
+                          : by_width.template operator()<T, Shape::small>(element);
   };
   context.dtype() == DType::f16 ? by_shape(__half{}) : by_shape(__nv_bfloat16{});
 }
@@ -122,9 +121,9 @@ GradientParameters<T> parameters_by_query(const Context& context, const Backward
 
 }  // namespace
 
-void prepare_backward(const Context& context) {
+void prepare_backward(const Context& context, Shape shape) {
   prepare_coarse_backward(context);
-  with_instances(context, [&]<class T, class ByKey, class ByQuery>(T, ByKey, ByQuery) {
+  with_instances(context, shape, [&]<class T, class ByKey, class ByQuery>(T, ByKey, ByQuery) {
     ByKey::prepare();
     ByQuery::prepare();
   });
@@ -136,14 +135,14 @@ std::size_t backward_bytes(const Context& context, const BackwardArgs& args) {
   return arena.used();
 }
 
-void backward(const Context& context, const BackwardArgs& args, Workspace workspace,
+void backward(const Context& context, Shape shape, const BackwardArgs& args, Workspace workspace,
               cudaStream_t stream) {
   core::Arena arena(workspace.data);
   const Memory memory = take(arena, context, args);
   require_aligned_rows("dq", args.dq);
   require_aligned_rows("dk", args.dk);
   require_aligned_rows("dv", args.dv);
-  with_instances(context, [&]<class T, class ByKey, class ByQuery>(T, ByKey, ByQuery) {
+  with_instances(context, shape, [&]<class T, class ByKey, class ByQuery>(T, ByKey, ByQuery) {
     const auto by_key = parameters_by_key<T>(context, args, memory);
     const auto by_query = parameters_by_query<T>(context, args, memory);
     begin_backward(context, args, memory.parts, stream);

@@ -6,8 +6,6 @@
 
 namespace vidsparse::cuda::sm80 {
 
-inline constexpr std::int64_t kMaxFragments = 1 << 29;  ///< of a head, as lists number them
-
 /// A block for each fragment of each head, numbered as item.cuh reads them; none of any: x is 0.
 inline dim3 item_blocks(std::int64_t fragments, std::int64_t heads, std::int64_t batch) {
   if (heads == 0 || batch == 0) fragments = 0;

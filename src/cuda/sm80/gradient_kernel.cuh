@@ -2,7 +2,6 @@
 
 #include <cstdint>
 
-#include "cuda/common/backward_epilogue.cuh"
 #include "cuda/common/row_words.cuh"
 #include "cuda/ptx/async_copy.cuh"
 #include "cuda/ptx/math.cuh"
@@ -10,6 +9,7 @@
 #include "cuda/sm80/fragment_copy.cuh"
 #include "cuda/sm80/fragment_list.cuh"
 #include "cuda/sm80/gradient_config.hpp"
+#include "cuda/sm80/gradient_epilogue.cuh"
 #include "cuda/sm80/gradient_parameters.hpp"
 #include "cuda/sm80/item.cuh"
 #include "cuda/sm80/products.cuh"

@@ -8,6 +8,7 @@
 #include "core/workspace.hpp"
 #include "cuda/common/attend_problem.hpp"
 #include "cuda/common/fragment_table.cuh"
+#include "cuda/common/limits.hpp"
 #include "cuda/sm90/attend_kernel.cuh"
 
 namespace vidsparse::cuda::sm90 {
@@ -97,23 +98,21 @@ AttendParameters<T> make_parameters(const Context& context, const AttendArgs& ar
 
 Verdict can_attend(const Problem& problem, const TileLayout& query, const TileLayout& key) {
   const std::int64_t parts = problem.tile.tokens() / kFragment;
-  if (key.tiles() * parts > Command::kMaxFragments) {
-    return Verdict::no("key: expected at most 2^18 fragments of 64 tokens, got " +
-                       std::to_string(key.tiles() * parts));
-  }
-  for (const Segment& segment : key.sequence().segments()) {
-    const auto* video = std::get_if<Video>(&segment);
-    if (video == nullptr) continue;
-    if (video->t > KeyFragment::kMaxFrames || video->h > KeyFragment::kMaxHeight) {
-      return Verdict::no("key: expected videos of at most 4096 x 65536 (T x H), got " +
-                         key.sequence().to_string());
+  // The forward walks the keys, the backward the queries too, with two or three consumers a block.
+  for (const auto& [name, layout] : {std::pair("query", &query), std::pair("key", &key)}) {
+    const std::int64_t fragments = layout->tiles() * parts;
+    if (fragments > Command::kMaxFragments) {
+      return Verdict::no(std::string(name) +
+                         ": expected at most 2^18 fragments of 64 tokens, got " +
+                         std::to_string(fragments));
     }
-  }
-  const std::int64_t items =
-      problem.batch * problem.heads_q * core::ceil_div(query.tiles() * parts, kConsumers);
-  if (items > INT32_MAX / 2) {
-    return Verdict::no("query: expected fewer than 2^30 blocks of three fragments, got " +
-                       std::to_string(items));
+    const std::int64_t items = problem.batch * problem.heads_q * core::ceil_div(fragments, 2);
+    if (items > INT32_MAX / 2) {
+      return Verdict::no(std::string(name) +
+                         ": expected fewer than 2^30 blocks of two fragments, got " +
+                         std::to_string(items));
+    }
+    if (const Verdict fits = fits_fragment_table(name, *layout); !fits.ok) return fits;
   }
   return can_encode_tensor_maps();
 }

@@ -9,8 +9,8 @@
 
 namespace vidsparse::cuda::sm90 {
 
-/// Whether the attend kernel can count a problem's fragments and the driver can describe its
-/// tensors.
+/// Whether the kernels, forward and backward, can count a problem's fragments and the driver can
+/// describe its tensors.
 Verdict can_attend(const Problem& problem, const TileLayout& query, const TileLayout& key);
 
 /// Once for a plan: lets the kernels use the device's shared memory.

@@ -156,7 +156,7 @@ class Consumer {
 
   __device__ void weigh(std::uint32_t command, const Item& item, Softmax& softmax,
                         float (&scores)[32]) {
-    if (command & Command::kPartial) mask_scores(valid_slots(command, item), scores);
+    if (command & Command::kPartial) mask_scores(valid_slots(command, item), lane_, scores);
     softmax.weigh(scores);
   }
 
@@ -232,14 +232,6 @@ class Consumer {
 
   __device__ std::uint64_t valid_slots(std::uint32_t command, const Item& item) const {
     return p_.table[item.batch * p_.table_batch + Command::fragment(command)].valid;
-  }
-
-  __device__ void mask_scores(std::uint64_t valid, float (&scores)[32]) const {
-    valid >>= lane_ % 4 * 2;
-#pragma unroll
-    for (int i = 0; i < 32; ++i) {
-      if ((valid >> (i / 4 * 8 + i % 2) & 1) == 0) scores[i] = -INFINITY;
-    }
   }
 
   /// Values whose weight is 0 must still be numbers. Every consumer of the stage writes the same

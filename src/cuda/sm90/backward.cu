@@ -188,28 +188,6 @@ BackwardParameters<T> parameters_by_query(const Context& context, const Backward
   return p;
 }
 
-/// The limits that can_attend() sets for the keys hold here for the queries too.
-void check_queries(const Context& context, const Pass& by_key) {
-  const auto refuse = [](const std::string& expected, const std::string& got) {
-    throw Error(ErrorCode::unsupported, "query", "expected " + expected + ", got " + got);
-  };
-  if (by_key.other_fragments > Command::kMaxFragments) {
-    refuse("at most 2^18 fragments of 64 tokens for a backward",
-           std::to_string(by_key.other_fragments));
-  }
-  for (std::int32_t s = 0; s < context.query.segment_count; ++s) {
-    const Triple& grid = context.query.segments[s].grid;
-    if (grid.t > KeyFragment::kMaxFrames || grid.h > KeyFragment::kMaxHeight) {
-      refuse("videos of at most 4096 x 65536 (T x H) for a backward",
-             std::to_string(grid.t) + " x " + std::to_string(grid.h));
-    }
-  }
-  if (by_key.items > INT32_MAX / 2) {
-    refuse("fewer than 2^30 blocks of two key fragments for a backward",
-           std::to_string(by_key.items));
-  }
-}
-
 }  // namespace
 
 void prepare_backward(const Context& context) {
@@ -234,7 +212,6 @@ void backward(const Context& context, const BackwardArgs& args, Workspace worksp
               cudaStream_t stream) {
   const Pass by_key = make_pass(context, true);
   const Pass by_query = make_pass(context, false);
-  check_queries(context, by_key);
   require_aligned_rows("dq", args.dq);
   require_aligned_rows("dk", args.dk);
   require_aligned_rows("dv", args.dv);

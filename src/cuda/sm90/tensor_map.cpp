@@ -23,7 +23,10 @@ Encode find_encoder() {
   cudaDriverEntryPointQueryResult found{};
   const cudaError_t status = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry,
                                                               12000, cudaEnableDefault, &found);
-  if (status != cudaSuccess || found != cudaDriverEntryPointSuccess) return nullptr;
+  if (status != cudaSuccess || found != cudaDriverEntryPointSuccess) {
+    cudaGetLastError();
+    return nullptr;
+  }
   return reinterpret_cast<Encode>(entry);
 }
 
@@ -41,8 +44,8 @@ void check_strides(const char* name, const TensorView& tensor) {
   require(reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0, "a 16-byte aligned address",
           "one that is not");
   const auto [batch, token, head, one] = tensor.strides;
-  require(token % 8 == 0 && token > 0, "a token stride that is a positive multiple of 8 elements",
-          std::to_string(token));
+  require(tensor.shape[1] <= 1 || (token % 8 == 0 && token > 0),
+          "a token stride that is a positive multiple of 8 elements", std::to_string(token));
   require(tensor.shape[0] <= 1 || (batch % kColumn == 0 && batch >= 0),
           "a batch stride that is a multiple of 64 elements", std::to_string(batch));
   require(tensor.shape[2] <= 1 || (head % kColumn == 0 && head >= 0),
@@ -60,9 +63,10 @@ TensorMaps make_tensor_maps(const char* name, const TensorView& tensor, const Si
   TensorMaps result{};
   if (tensor.elements() == 0) return result;
   check_strides(name, tensor);
-  const auto [batch, token, head, one] = tensor.strides;
+  const auto [batch, given, head, one] = tensor.strides;
   const std::int64_t columns = tensor.shape[3] / kColumn;
   // A side of 1 may carry any stride.
+  const std::int64_t token = tensor.shape[1] <= 1 ? tensor.shape[3] : given;
   result.batch_step = tensor.shape[0] <= 1 ? 0 : static_cast<std::int32_t>(batch / kColumn);
   result.head_step = tensor.shape[2] <= 1 ? 0 : static_cast<std::int32_t>(head / kColumn);
   const std::int64_t steps = (tensor.shape[0] - 1) * std::int64_t{result.batch_step} +

@@ -6,7 +6,7 @@
 #include "cuda/common/row_words.cuh"
 #include "cuda/common/tensor.cuh"
 
-namespace vidsparse::cuda {
+namespace vidsparse::cuda::sm80 {
 
 /// Where the two rows of a thread go: their tokens, -1 for none, and which of them are pads.
 struct GradientRows {
@@ -28,8 +28,8 @@ struct GradientRows {
   }
 };
 
-/// Writes 64 rows of a gradient: accumulators times `factor`, plus the tile's row of the pooled
-/// branch's gradient (null: none), rounded once. Pads become 0.
+/// Writes the 16 rows of a gradient that a warp has: accumulators times `factor`, plus the tile's
+/// row of the pooled branch's gradient (null: none), rounded once. Pads become 0.
 template <class T, int D>
 __device__ void store_gradient(const Tensor<T>& to, int batch, int head, const GradientRows& rows,
                                int quad, float factor, const float* coarse,
@@ -69,4 +69,4 @@ __device__ void store_gradient(const Tensor<T>& to, int batch, int head, const G
   }
 }
 
-}  // namespace vidsparse::cuda
+}  // namespace vidsparse::cuda::sm80
