@@ -1,57 +1,42 @@
 #include "cuda/sm80/backend.hpp"
 
-#include "core/staged_kernels.hpp"
 #include "cuda/common/device.hpp"
+#include "cuda/common/gpu_kernels.hpp"
 #include "cuda/common/limits.hpp"
-#include "cuda/common/stages.hpp"
 #include "cuda/sm80/attend.hpp"
 #include "cuda/sm80/backward.hpp"
 
 namespace vidsparse::cuda::sm80 {
 namespace {
 
-class Sm80Kernels final : public core::StagedKernels {
+class Sm80Kernels final : public GpuKernels {
  public:
-  using core::StagedKernels::workspace_bytes;
+  using GpuKernels::workspace_bytes;
 
   explicit Sm80Kernels(const core::Setting& setting)
-      : StagedKernels(setting), context_(setting), shape_(choose_shape(context_.shared_bytes)) {
-    const CurrentDevice current(setting.device.index);
-    prepare_select(context_);
-    prepare_attend(context_, shape_);
-    prepare_backward(context_, shape_);
+      : GpuKernels(setting), shape_(choose_shape(context().shared_bytes)) {
+    const CurrentDevice current(device());
+    prepare_attend(context(), shape_);
+    prepare_backward(context(), shape_);
   }
 
-  std::size_t workspace_bytes(const PoolArgs&) const override { return 0; }
-  std::size_t workspace_bytes(const SelectArgs& args) const override {
-    return select_bytes(context_, args);
-  }
   std::size_t workspace_bytes(const AttendArgs& args) const override {
-    return attend_bytes(context_, args);
+    return attend_bytes(context(), args);
   }
   std::size_t workspace_bytes(const BackwardArgs& args) const override {
-    return backward_bytes(context_, args);
+    return backward_bytes(context(), args);
   }
 
-  void pool(const PoolArgs& args, Workspace, void* stream) const override {
-    const CurrentDevice current(context_.setting->device.index);
-    cuda::pool(context_, args, static_cast<cudaStream_t>(stream));
-  }
-  void select(const SelectArgs& args, Workspace workspace, void* stream) const override {
-    const CurrentDevice current(context_.setting->device.index);
-    cuda::select(context_, args, workspace, static_cast<cudaStream_t>(stream));
-  }
   void attend(const AttendArgs& args, Workspace workspace, void* stream) const override {
-    const CurrentDevice current(context_.setting->device.index);
-    sm80::attend(context_, shape_, args, workspace, static_cast<cudaStream_t>(stream));
+    const CurrentDevice current(device());
+    sm80::attend(context(), shape_, args, workspace, static_cast<cudaStream_t>(stream));
   }
   void backward(const BackwardArgs& args, Workspace workspace, void* stream) const override {
-    const CurrentDevice current(context_.setting->device.index);
-    sm80::backward(context_, shape_, args, workspace, static_cast<cudaStream_t>(stream));
+    const CurrentDevice current(device());
+    sm80::backward(context(), shape_, args, workspace, static_cast<cudaStream_t>(stream));
   }
 
  private:
-  Context context_;
   Shape shape_;
 };
 

@@ -1,9 +1,8 @@
 #include "cuda/sm90/backend.hpp"
 
-#include "core/staged_kernels.hpp"
 #include "cuda/common/device.hpp"
+#include "cuda/common/gpu_kernels.hpp"
 #include "cuda/common/limits.hpp"
-#include "cuda/common/stages.hpp"
 #include "cuda/sm90/attend.hpp"
 #include "cuda/sm90/backward.hpp"
 #include "vidsparse/error.hpp"
@@ -11,47 +10,31 @@
 namespace vidsparse::cuda::sm90 {
 namespace {
 
-class Sm90Kernels final : public core::StagedKernels {
+class Sm90Kernels final : public GpuKernels {
  public:
-  using core::StagedKernels::workspace_bytes;
+  using GpuKernels::workspace_bytes;
 
-  explicit Sm90Kernels(const core::Setting& setting) : StagedKernels(setting), context_(setting) {
-    const CurrentDevice current(setting.device.index);
-    prepare_select(context_);
-    prepare_attend(context_);
-    prepare_backward(context_);
+  explicit Sm90Kernels(const core::Setting& setting) : GpuKernels(setting) {
+    const CurrentDevice current(device());
+    prepare_attend(context());
+    prepare_backward(context());
   }
 
-  std::size_t workspace_bytes(const PoolArgs&) const override { return 0; }
-  std::size_t workspace_bytes(const SelectArgs& args) const override {
-    return select_bytes(context_, args);
-  }
   std::size_t workspace_bytes(const AttendArgs& args) const override {
-    return attend_bytes(context_, args);
+    return attend_bytes(context(), args);
   }
   std::size_t workspace_bytes(const BackwardArgs& args) const override {
-    return backward_bytes(context_, args);
+    return backward_bytes(context(), args);
   }
 
-  void pool(const PoolArgs& args, Workspace, void* stream) const override {
-    const CurrentDevice current(context_.setting->device.index);
-    cuda::pool(context_, args, static_cast<cudaStream_t>(stream));
-  }
-  void select(const SelectArgs& args, Workspace workspace, void* stream) const override {
-    const CurrentDevice current(context_.setting->device.index);
-    cuda::select(context_, args, workspace, static_cast<cudaStream_t>(stream));
-  }
   void attend(const AttendArgs& args, Workspace workspace, void* stream) const override {
-    const CurrentDevice current(context_.setting->device.index);
-    sm90::attend(context_, args, workspace, static_cast<cudaStream_t>(stream));
+    const CurrentDevice current(device());
+    sm90::attend(context(), args, workspace, static_cast<cudaStream_t>(stream));
   }
   void backward(const BackwardArgs& args, Workspace workspace, void* stream) const override {
-    const CurrentDevice current(context_.setting->device.index);
-    sm90::backward(context_, args, workspace, static_cast<cudaStream_t>(stream));
+    const CurrentDevice current(device());
+    sm90::backward(context(), args, workspace, static_cast<cudaStream_t>(stream));
   }
-
- private:
-  Context context_;
 };
 
 class Sm90Backend final : public core::Backend {
