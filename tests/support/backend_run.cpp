@@ -283,12 +283,16 @@ std::vector<Report> judge_strictly(const RandomProblem& r, bool backward, Result
   return reports;
 }
 
-/// Valid query rows, heads and batch entries together.
-std::int64_t valid_rows(const RandomProblem& problem) {
+/// Query rows that differ, heads and batch entries together: the valid ones. At a scale of 0 those
+/// of a tile are all the same mean.
+std::int64_t distinct_rows(const RandomProblem& problem) {
   const reference::Side query(problem.setting.query, problem.lengths.query);
   std::int64_t rows = 0;
   for (std::int64_t b = 0; b < problem.problem().batch; ++b) {
-    for (std::int64_t tile = 0; tile < query.tiles(); ++tile) rows += query.valid(b, tile);
+    for (std::int64_t tile = 0; tile < query.tiles(); ++tile) {
+      const std::int64_t valid = query.valid(b, tile);
+      rows += problem.scale == 0.0 ? std::min<std::int64_t>(valid, 1) : valid;
+    }
   }
   return rows * problem.problem().heads_q;
 }
@@ -393,7 +397,7 @@ std::vector<Report> judge(const RandomProblem& problem, const Target& target, Re
   std::vector<Report> reports = judge_strictly(problem, target.backward, results);
   // On a handful of rows plain's error is a single draw, and so is ours: 2x and 1.5x are then no
   // bounds that a better kernel can be sure to keep.
-  const std::int64_t rows = valid_rows(problem);
+  const std::int64_t rows = distinct_rows(problem);
   if (rows == 0 || rows >= 64) return reports;
   for (Report& report : reports) {
     if (!report.bound_by_plain) continue;

@@ -47,8 +47,8 @@ struct Results {
 /// Memory is copied to the target's device and, with outputs, back.
 void run(const RandomProblem& problem, const Target& target, int threads, Results& results);
 
-/// Holds the results of a run against the reference's, as the spec says; on fewer than 64 rows the
-/// bounds that plain's error sets are widened.
+/// Holds the results of a run against the reference's, as the spec says; on fewer than 64 rows that
+/// differ the bounds that plain's error sets are widened.
 std::vector<reference::Report> judge(const RandomProblem& problem, const Target& target,
                                      Results& results);
 
