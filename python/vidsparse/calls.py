@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from .backends import Gate, Kept, Lengths, Selection
 from .errors import refuse
 from .prepared import Prepared, Shape, describe, prepare, remember, surroundings
+from .sequence import Sequence
 
 
 class Options(NamedTuple):
@@ -155,7 +156,7 @@ def run_backward(
     if dout is None:
         dout = torch.zeros_like(out)
     elif not _readable(dout):
-        dout = dout.contiguous()
+        dout = dout.clone(memory_format=torch.contiguous_format)  # it may be dense, yet misaligned
     if dlse is not None:
         dlse = dlse.contiguous()
     bound.prepared.kernels.backward(
@@ -205,7 +206,11 @@ def run(
 
 def is_plain(*tensors: Tensor | None) -> bool:
     """Whether nothing traces or intercepts a call on these."""
-    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+    if (
+        torch.compiler.is_compiling()
+        or _get_current_dispatch_mode() is not None
+        or torch._C._is_tracing()  # torch.jit.trace
+    ):
         return False
     # A loop, here and below, costs half of what all() of a generator does.
     for x in tensors:
@@ -225,6 +230,8 @@ def keeps(*tensors: Tensor | None) -> bool:
 
 
 _seen: dict[tuple, Bound] = {}
+# Types whose objects never change, that a call may be recognised by: no tensor, of whatever class.
+_VALUES = frozenset((int, float, bool, str, tuple, torch.Size, Sequence, type(None)))
 
 
 def seen_key(
@@ -232,9 +239,11 @@ def seen_key(
 ) -> tuple | None:
     """What a call is recognised by: `static`, all its arguments that are not differentiable, and
     its tensors but for their data. None for a call that is looked at each time: traced, under
-    autocast, with numbers in tensors."""
+    autocast, with numbers in tensors, with arguments that can change or are wrong."""
     gate_tensor = gate if isinstance(gate, Tensor) else None
-    if not is_plain(q, k, v, gate_tensor) or Tensor in map(type, static):
+    if q is None or not is_plain(q, k, v, gate_tensor):
+        return None
+    if not _VALUES.issuperset(map(type, static)):
         return None
     on_gpu = q.is_cuda
     if torch.is_autocast_enabled("cuda" if on_gpu else "cpu"):

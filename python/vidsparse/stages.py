@@ -87,7 +87,7 @@ def _fake_select(
     mask = qc.new_empty((*qc.shape[:3], mask_words(kc.shape[2])), dtype=torch.int64)
     if vc is None:
         return mask, qc.new_empty(0), qc.new_empty(0), qc.new_empty(0)
-    return mask, torch.empty_like(qc), qc.new_empty(qc.shape[:3]), qc.new_empty(qc.shape[:3])
+    return mask, qc.new_empty(qc.shape), qc.new_empty(qc.shape[:3]), qc.new_empty(qc.shape[:3])
 
 
 _library = torch.library.Library("vidsparse", "FRAGMENT")
