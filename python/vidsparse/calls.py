@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from .backends import Gate, Kept, Lengths, Selection
 from .errors import refuse
-from .prepared import Prepared, Shape, describe, prepare, remember, surroundings
+from .prepared import LENGTHS, Prepared, Shape, describe, prepare, remember, surroundings
 from .sequence import Sequence
 
 
@@ -38,6 +38,7 @@ class Options(NamedTuple):
     backend: str | None
     want_lse: bool
     want_mask: bool
+    lengths_names: tuple[str, str] = LENGTHS
 
 
 class Bound(NamedTuple):
@@ -77,7 +78,9 @@ def bind(
     """Checks a call. Raises ArgumentError or UnsupportedError."""
     q, k, v = unfuse(q, k, v)
     prepared = prepare(options.shape, q, k, v, options.backend)
-    lengths = prepared.check_lengths(options.query_lengths, options.key_lengths)
+    lengths = prepared.check_lengths(
+        options.query_lengths, options.key_lengths, options.lengths_names
+    )
     if gate is not None:
         prepared.check_gate(gate)
     selection = mask = None

@@ -14,6 +14,7 @@ from .layout import mask_words, resolve_top_k
 from .sequence import Ints, Sequence, parse_tile
 
 T = TypeVar("T")
+LENGTHS = "query_lengths", "key_lengths"  # as most callers name them
 
 
 class Shape(NamedTuple):
@@ -50,13 +51,16 @@ class Prepared:
         self.accumulator = problem.accumulator
         self.scale = problem.head_dim**-0.5
 
-    def check_lengths(self, query: Tensor | None, key: Tensor | None) -> Lengths:
-        """Run-time lengths: int32 [columns] or [B, columns] of each side, on the device."""
+    def check_lengths(
+        self, query: Tensor | None, key: Tensor | None, names: tuple[str, str] = LENGTHS
+    ) -> Lengths:
+        """Run-time lengths: int32 [columns] or [B, columns] of each side, on the device. `names`:
+        the caller's for the two."""
         if query is None and key is None:
             return Lengths()
         return Lengths(
-            self._side_lengths("query_lengths", query, self.query_columns),
-            self._side_lengths("key_lengths", key, self.key_columns),
+            self._side_lengths(names[0], query, self.query_columns),
+            self._side_lengths(names[1], key, self.key_columns),
         )
 
     def _side_lengths(self, name: str, lengths: Tensor | None, columns: int) -> Tensor | None:

@@ -219,3 +219,11 @@ def test_wrong_sizes_are_named():
         kernel.video_sparse_attn(x, x, x, sizes[:2], sizes, 1)
     with pytest.raises(ValueError, match="variable_block_sizes: expected"):
         kernel.block_sparse_attn(x, x, x, torch.ones(2, 2, 3, dtype=torch.bool), sizes)
+    good, block_map = sizes[:2], torch.ones(2, 2, 2, dtype=torch.bool)
+    for wrong in (torch.ones(2), [64, 64], torch.ones(2, dtype=torch.int32, device="meta")):
+        with pytest.raises(ValueError, match="variable_block_sizes: expected"):
+            kernel.video_sparse_attn(x, x, x, wrong, good, 1)
+        with pytest.raises(ValueError, match="q_variable_block_sizes: expected"):
+            kernel.video_sparse_attn(x, x, x, good, wrong, 1)
+        with pytest.raises(ValueError, match="variable_block_sizes: expected"):
+            kernel.block_sparse_attn(x, x, x, block_map, wrong)
