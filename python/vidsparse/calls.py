@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from .backends import Gate, Kept, Lengths, Selection
 from .errors import refuse
-from .prepared import LENGTHS, Prepared, Shape, describe, prepare, remember, surroundings
+from .prepared import LENGTHS, Memory, Prepared, Shape, describe, prepare, surroundings
 from .sequence import Sequence
 
 
@@ -232,7 +232,7 @@ def keeps(*tensors: Tensor | None) -> bool:
     return False
 
 
-_seen: dict[tuple, Bound] = {}
+_seen = Memory[Bound]()
 # Types whose objects never change, that a call may be recognised by: no tensor, of whatever class.
 _VALUES = frozenset((int, float, bool, str, tuple, torch.Size, Sequence, type(None)))
 
@@ -275,4 +275,4 @@ def seen(key: tuple | None) -> Bound | None:
 def remember_call(key: tuple | None, bound: Bound) -> None:
     if key is not None:
         with contextlib.suppress(TypeError):
-            remember(_seen, key, bound)
+            _seen.put(key, bound)

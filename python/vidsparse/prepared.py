@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -112,17 +112,41 @@ def describe(tensor: Tensor) -> str:
     return f"{list(tensor.shape)} {tensor.dtype}"
 
 
-_CAPACITY = 1024  # problems; the oldest goes first
-_by_sizes: dict[tuple, Prepared] = {}
-_by_tensors: dict[tuple, Prepared] = {}
+class Memory(Generic[T]):
+    """A cache of at least CAPACITY entries, those used last, and at most twice as many: entries pin
+    plans, and tables on the device. A hit costs no reordering: what is still in use when `recent`
+    is full comes over from `older` one by one."""
+
+    CAPACITY = 128
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.recent: dict[tuple, T] = {}
+        self.older: dict[tuple, T] = {}
+
+    def __len__(self) -> int:
+        return len(self.recent.keys() | self.older.keys())
+
+    def get(self, key: tuple) -> T | None:
+        found = self.recent.get(key)
+        if found is None and key in self.older:
+            found = self.older.pop(key, None)
+            if found is not None:
+                self.put(key, found)
+        return found
+
+    def put(self, key: tuple, value: T) -> T:
+        """Returns the value."""
+        if len(self.recent) >= self.CAPACITY:
+            self.older, self.recent = self.recent, {}
+        self.recent[key] = value
+        return value
 
 
-def remember(cache: dict[tuple, T], key: tuple, value: T) -> T:
-    """Puts a value into a cache of bounded size and returns it."""
-    while len(cache) >= _CAPACITY:
-        cache.pop(next(iter(cache)), None)
-    cache[key] = value
-    return value
+_by_sizes = Memory["Prepared"]()
+_by_tensors = Memory["Prepared"]()
 
 
 def surroundings(on_gpu: bool) -> object:
@@ -157,7 +181,7 @@ def prepare_sizes(
     sequences = Sequence.decode(shape.query), Sequence.decode(shape.key)
     problem = Problem(*sequences, parse_tile(shape.tile), *sizes, dtype)
     kernels = choose(problem, device, backend).prepare(problem, device)
-    return remember(_by_sizes, key, Prepared(problem, device, kernels))
+    return _by_sizes.put(key, Prepared(problem, device, kernels))
 
 
 def prepare(shape: Shape, q: Tensor, k: Tensor, v: Tensor, backend: str | None) -> Prepared:
@@ -170,7 +194,7 @@ def prepare(shape: Shape, q: Tensor, k: Tensor, v: Tensor, backend: str | None) 
     )  # fmt: skip
     found = _by_tensors.get(key)
     if found is None:
-        found = remember(_by_tensors, key, _checked(shape, q, k, v, backend))
+        found = _by_tensors.put(key, _checked(shape, q, k, v, backend))
     if not q.stride(3) == k.stride(3) == v.stride(3) == 1 and q.shape[3] > 1:
         for name, tensor in (("q", q), ("k", k), ("v", v)):
             if tensor.stride(3) != 1:

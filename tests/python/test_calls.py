@@ -112,9 +112,12 @@ def test_gradients_that_no_kernel_reads_are_copied(monkeypatch):
 
 
 def test_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr(vidsparse.prepared, "_CAPACITY", 3)
+    monkeypatch.setattr(vidsparse.prepared.Memory, "CAPACITY", 3)
     calls._seen.clear()
-    for tokens in (1, 2, 3, 4, 5):
-        q = torch.randn(1, tokens, 1, 32)
-        vidsparse.video_sparse_attention(q, q, q, grid=(1, 1, tokens), top_k=1)
-    assert len(calls._seen) == 3
+    for tokens in range(1, 12):
+        for again in (tokens, 1):
+            q = torch.randn(1, again, 1, 32)
+            vidsparse.video_sparse_attention(q, q, q, grid=(1, 1, again), top_k=1)
+        assert len(calls._seen) <= 6
+    alive = {shape[1] for key in (*calls._seen.recent, *calls._seen.older) for shape in key[3:4]}
+    assert {1, 10, 11} <= alive  # those used last

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import judging
 import transcription
@@ -51,6 +52,15 @@ def test_metadata(grid, tile):
     forth = metadata["tile_partition_indices"]
     back = metadata["reverse_tile_partition_indices"]
     assert torch.equal(forth[back], torch.arange(math.prod(grid)))
+
+
+def test_metadata_of_fake_tensors_is_not_kept():
+    grid, tile = (3, 5, 11), (4, 4, 4)
+    with FakeTensorMode():
+        fake = kernel.construct_variable_block_sizes(grid, (1, 2, 3), "cpu", tile)
+    sizes = kernel.construct_variable_block_sizes(grid, (1, 2, 3), "cpu", tile)
+    assert fake.shape == sizes.shape and fake.dtype == sizes.dtype
+    assert sizes.tolist() == [len(t) for t in transcription.tiles_of_video(grid, tile)]
 
 
 @pytest.mark.parametrize("weight", ["none", "tensor"])
