@@ -145,8 +145,8 @@ class Memory(Generic[T]):
         return value
 
 
-_by_sizes = Memory["Prepared"]()
-_by_tensors = Memory["Prepared"]()
+_by_sizes = Memory[Prepared]()
+_by_tensors = Memory[Prepared]()
 
 
 def surroundings(on_gpu: bool) -> object:
