@@ -10,7 +10,7 @@ CONFIGURE = cmake -G Ninja -S . $(CMAKE_FLAGS)
 QUICK = -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O1 -g1" -DVIDSPARSE_CUDA=OFF
 PYTHON_ENV = $(BUILD)/python
 PYTHON = $(PYTHON_ENV)/bin/python
-PYTHON_SOURCES = python tests/python examples/python bench/host_overhead.py bench/profile_layer.py
+PYTHON_SOURCES = python tests/python examples/python bench $(wildcard scripts/*.py)
 SOURCES = $(shell find include src python tools tests bench examples -name '*.[hc]' \
   -o -name '*.[hc]pp' -o -name '*.cu' -o -name '*.cuh')
 

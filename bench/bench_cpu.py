@@ -58,7 +58,7 @@ def seconds_of(call):
 def interleaved(contestants, rounds):
     """Median seconds of each; one round of warm-up, every other round in reverse order."""
     times = {name: [] for name in contestants}
-    for name, call in contestants.items():
+    for call in contestants.values():
         call()
     for turn in range(rounds):
         order = list(contestants)
@@ -102,8 +102,9 @@ class Bench:
         heads, grid = PROBLEMS[name]
         options = self.options
         tokens = grid[0] * grid[1] * grid[2]
-        make = lambda: torch.randn(1, tokens, heads, DIM).to(DTYPES[dtype])
-        q, k, v, gate, dout = (make() for _ in range(5))
+        q, k, v, gate, dout = (
+            torch.randn(1, tokens, heads, DIM).to(DTYPES[dtype]) for _ in range(5)
+        )
         plan = self.library.plan(grid, heads, DIM, dtype, options.threads, options.backend)
         single = self.library.plan(grid, heads, DIM, dtype, 1, options.backend)
         self.device["isa"] = plan.detail

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The whole layer on a GPU, raster in to raster out with a gate, forward and backward: our backends,
-torch's dense attention on the real tokens (cuDNN, forward) and PyPI's fastvideo-kernel with its
-host's tiling.
+"""The whole layer on a GPU, raster in to raster out with a gate, forward and backward: our
+backends, torch's dense attention on the real tokens (cuDNN, forward) and PyPI's fastvideo-kernel
+with its host's tiling.
 
     bench/bench_layer.py [--problems 33k,wan14b-720p,123k] [--backends sm90,triton] [--flex]
                          [--json FILE]
@@ -25,6 +25,7 @@ from torch.nn.attention import SDPBackend, flex_attention, sdpa_kernel
 
 import vidsparse  # before the others: they would take the sources' package, which lacks the library
 
+# isort: split
 import bench_triton
 from triton_case import Case, Stopwatch
 
@@ -132,11 +133,16 @@ def main() -> None:
                   "in training", {n: round(m) for n, m in record["training_extra_mib"].items()},
                   flush=True)  # fmt: skip
             if options.json:
-                header = {"device": torch.cuda.get_device_name(), "torch": torch.__version__,
-                          "vidsparse": importlib.metadata.version("vidsparse"), "rounds": options.rounds,
-                          "fastvideo_kernel": getattr(bench_triton.peer_package, "__version__", None),
-                          "date": datetime.datetime.now(datetime.timezone.utc).isoformat()}  # fmt: skip
-                options.json.write_text(json.dumps({**header, "problems": records}, indent=1) + "\n")
+                header = {
+                    "device": torch.cuda.get_device_name(),
+                    "torch": torch.__version__,
+                    "vidsparse": importlib.metadata.version("vidsparse"),
+                    "rounds": options.rounds,
+                    "fastvideo_kernel": getattr(bench_triton.peer_package, "__version__", None),
+                    "date": datetime.datetime.now(datetime.timezone.utc).isoformat(),
+                }
+                text = json.dumps({**header, "problems": records}, indent=1)
+                options.json.write_text(text + "\n")
 
 
 if __name__ == "__main__":

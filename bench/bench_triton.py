@@ -6,9 +6,10 @@
 All contestants take turns on one GPU in one process; figures are medians of GPU time in ms. The
 peer's layer is its host's: gather q, k, v and gate into padded tiles, copy to [B, H, S, D],
 `video_sparse_attn`, gather back. Extra memory is the peak beyond inputs, outputs and gradients.
-The peer tunes its forward at the first problem and keeps that choice. --sweep measures
-candidates after the first problem, and the others take its choice instead of the table's. Compilation takes most of the time: several
-processes with --warm I/N before the run share it out, through Triton's cache.
+The peer tunes its forward at the first problem and keeps that choice. --sweep measures candidates
+after the first problem, and the others take its choice instead of the table's. Compilation takes
+most of the time: several processes with --warm I/N before the run share it out, through Triton's
+cache.
 """
 
 from __future__ import annotations

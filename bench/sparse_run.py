@@ -4,8 +4,18 @@ import ctypes as c
 
 import torch
 
-from c_interface import (AttendArgs, BackwardArgs, DTYPES, ForwardArgs, Gate, Mask, PoolArgs,
-                         SelectArgs, Selection, Tensor)
+from c_interface import (
+    DTYPES,
+    AttendArgs,
+    BackwardArgs,
+    ForwardArgs,
+    Gate,
+    Mask,
+    PoolArgs,
+    SelectArgs,
+    Selection,
+    Tensor,
+)
 
 NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 

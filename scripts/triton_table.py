@@ -83,7 +83,8 @@ def kernels(config: Config, dim: int):
         ("coarse_backward", coarse_backward_kernel, config.coarse,
          {**pooled, **lengths, "BLOCK": config.coarse.rows}),
         ("key_gradients", key_gradients_kernel, config.key_gradients,
-         {**walk(config.key_gradients, "K_LENGTHS"), "group": 1, "PIECE": PIECE, "HAS_COARSE": True}),
+         {**walk(config.key_gradients, "K_LENGTHS"), "group": 1, "PIECE": PIECE,
+          "HAS_COARSE": True}),
         ("query_gradients", query_gradients_kernel, config.query_gradients,
          {**walk(config.query_gradients), "PIECE": PIECE, "HAS_COARSE": True}),
     ]  # fmt: skip

@@ -12,7 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention
 import vidsparse
 
 
-@functools.lru_cache
+@functools.lru_cache(maxsize=4)
+@torch.inference_mode(False)  # kept for training too, whoever comes first
 def rope(
     grid: tuple[int, int, int], head_dim: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 A backend answers `can_run`, and prepares `Kernels` for a `Problem`: every choice and size is made
 there, and the calls only run. Arguments arrive validated, outputs allocated (and uninitialised); a
 call writes them whole. On a GPU it does not synchronise, and allocates scratch from torch's caching
-allocator only: the compiled backends one workspace, Triton a tensor for each intermediate result.
+allocator only.
 
 Letters in the shapes: B batch, H query heads, G key/value heads (query head h reads key head
 h // (H // G)), Sq and Sk tokens (pad slots included), Nq and Nk tiles, D head_dim, W words of a

@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from .backends import Gate, Kept, Lengths, Selection
 from .errors import refuse
-from .prepared import Prepared, Shape, describe, prepare, remember, surroundings
+from .prepared import LENGTHS, Memory, Prepared, Shape, describe, prepare, surroundings
+from .sequence import Sequence
 
 
 class Options(NamedTuple):
@@ -37,6 +38,7 @@ class Options(NamedTuple):
     backend: str | None
     want_lse: bool
     want_mask: bool
+    lengths_names: tuple[str, str] = LENGTHS
 
 
 class Bound(NamedTuple):
@@ -76,7 +78,9 @@ def bind(
     """Checks a call. Raises ArgumentError or UnsupportedError."""
     q, k, v = unfuse(q, k, v)
     prepared = prepare(options.shape, q, k, v, options.backend)
-    lengths = prepared.check_lengths(options.query_lengths, options.key_lengths)
+    lengths = prepared.check_lengths(
+        options.query_lengths, options.key_lengths, options.lengths_names
+    )
     if gate is not None:
         prepared.check_gate(gate)
     selection = mask = None
@@ -155,7 +159,7 @@ def run_backward(
     if dout is None:
         dout = torch.zeros_like(out)
     elif not _readable(dout):
-        dout = dout.contiguous()
+        dout = dout.clone(memory_format=torch.contiguous_format)  # it may be dense, yet misaligned
     if dlse is not None:
         dlse = dlse.contiguous()
     bound.prepared.kernels.backward(
@@ -205,7 +209,11 @@ def run(
 
 def is_plain(*tensors: Tensor | None) -> bool:
     """Whether nothing traces or intercepts a call on these."""
-    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+    if (
+        torch.compiler.is_compiling()
+        or _get_current_dispatch_mode() is not None
+        or torch._C._is_tracing()  # torch.jit.trace
+    ):
         return False
     # A loop, here and below, costs half of what all() of a generator does.
     for x in tensors:
@@ -224,7 +232,9 @@ def keeps(*tensors: Tensor | None) -> bool:
     return False
 
 
-_seen: dict[tuple, Bound] = {}
+_seen = Memory[Bound]()
+# Types whose objects never change, that a call may be recognised by: no tensor, of whatever class.
+_VALUES = frozenset((int, float, bool, str, tuple, torch.Size, Sequence, type(None)))
 
 
 def seen_key(
@@ -232,9 +242,11 @@ def seen_key(
 ) -> tuple | None:
     """What a call is recognised by: `static`, all its arguments that are not differentiable, and
     its tensors but for their data. None for a call that is looked at each time: traced, under
-    autocast, with numbers in tensors."""
+    autocast, with numbers in tensors, with arguments that can change or are wrong."""
     gate_tensor = gate if isinstance(gate, Tensor) else None
-    if not is_plain(q, k, v, gate_tensor) or Tensor in map(type, static):
+    if q is None or not is_plain(q, k, v, gate_tensor):
+        return None
+    if not _VALUES.issuperset(map(type, static)):
         return None
     on_gpu = q.is_cuda
     if torch.is_autocast_enabled("cuda" if on_gpu else "cpu"):
@@ -263,4 +275,4 @@ def seen(key: tuple | None) -> Bound | None:
 def remember_call(key: tuple | None, bound: Bound) -> None:
     if key is not None:
         with contextlib.suppress(TypeError):
-            remember(_seen, key, bound)
+            _seen.put(key, bound)

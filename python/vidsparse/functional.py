@@ -12,7 +12,7 @@ from .backends import Gate, PrefixMode
 from .calls import Options, run, seen, seen_key
 from .errors import refuse
 from .masks import Mask, as_bitmap, without_tail
-from .prepared import Shape, count_tokens
+from .prepared import LENGTHS, Shape, count_tokens
 from .sequence import Ints, Sequence, encode_grid, parse_tile
 
 Layout: TypeAlias = Literal["raster"] | Tensor | tuple[Tensor, Tensor]
@@ -87,13 +87,14 @@ def video_sparse_attention(
         if bound is not None:
             results = run(q, k, v, gate if isinstance(gate, Tensor) else None, bound)
             return _asked(results, return_lse, return_selection)
-    shape, lengths = _tokens(
+    _check_tensors(q=q, k=k, v=v)
+    shape, lengths, names = tokens_of(
         grid, query, key, tile, prefix, kv_grid, layout, query_lengths, key_lengths
     )
     q, k, v, gate = _autocast(q, k, v, gate)
     return _forward(
-        q, k, v, gate, shape, lengths, always, sparsity, top_k, prefix_mode, scale, backend,
-        return_lse, return_selection, call_key,
+        q, k, v, gate, shape, lengths, names, always, sparsity, top_k, prefix_mode, scale,
+        backend, return_lse, return_selection, call_key,
     )  # fmt: skip
 
 
@@ -129,11 +130,14 @@ def video_sparse_attention_qkvpacked(
         if bound is not None:
             results = run(qkv, None, None, gate if isinstance(gate, Tensor) else None, bound)
             return _asked(results, return_lse, return_selection)
-    shape, both = _tokens(grid, query, None, tile, prefix, None, layout, lengths, lengths)
+    _check_tensors(qkv=qkv)
+    shape, both, names = tokens_of(
+        grid, query, None, tile, prefix, None, layout, lengths, lengths, ("lengths", "lengths")
+    )
     qkv, gate = _autocast(qkv, gate)
     return _forward(
-        qkv, None, None, gate, shape, both, always, sparsity, top_k, prefix_mode, scale, backend,
-        return_lse, return_selection, call_key,
+        qkv, None, None, gate, shape, both, names, always, sparsity, top_k, prefix_mode, scale,
+        backend, return_lse, return_selection, call_key,
     )  # fmt: skip
 
 
@@ -160,14 +164,15 @@ def block_sparse_attention(
     index lists int32 [B, H, Nq, M] and their lengths [B, H, Nq]; or a bitmap. Rows that select
     nothing are 0, with lse -inf. Other arguments, autograd and errors as in
     `video_sparse_attention`."""
-    shape, lengths = _tokens(
+    _check_tensors(q=q, k=k, v=v)
+    shape, lengths, names = tokens_of(
         grid, query, key, tile, prefix, kv_grid, layout, query_lengths, key_lengths
     )
     q, k, v = _autocast(q, k, v)
     bitmap = as_bitmap(mask, count_tokens(shape.key, shape.tile)[1])
     options = Options(
         shape, *lengths, bitmap, None, None, None, False, _number("scale", scale), None, backend,
-        return_lse, False,
+        return_lse, False, names,
     )  # fmt: skip
     out, lse, _ = ops.forward(q, k, v, None, options)
     return out if lse is None or not return_lse else (out, lse)
@@ -191,10 +196,11 @@ def pool(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Means over the valid tokens of each tile: qc float32 [B, H, Nq, D], kc and vc
     [B, G, Nk, D] (vc None without v). Not differentiable."""
-    shape, lengths = _tokens(
+    _check_tensors(q=q, k=k, **({} if v is None else {"v": v}))
+    shape, lengths, names = tokens_of(
         grid, query, key, tile, prefix, kv_grid, layout, query_lengths, key_lengths
     )
-    return stages.pool(q, k, v, *lengths, *shape, backend)
+    return stages.pool(q, k, v, *lengths, *shape, backend, names=names)
 
 
 def select(
@@ -221,18 +227,19 @@ def select(
     """The selection of pooled tensors, `pool`'s or your own: qc float32 [B, H, Nq, D], kc and vc
     [B, G, Nk, D]. Returns a bitmap int64 [B, H, Nq, W]; with vc a pair of it and the coarse output
     float32 [B, H, Nq, D]. Not differentiable."""
-    shape, lengths = _tokens(
+    _check_tensors(qc=qc, kc=kc, **({} if vc is None else {"vc": vc}))
+    shape, lengths, names = tokens_of(
         grid, query, key, tile, prefix, kv_grid, layout, query_lengths, key_lengths
     )
     mask, oc, _, _ = stages.select(
         qc, kc, vc, *lengths, *shape, _number("scale", scale), backend,
-        _without_tail(always, shape), sparsity, top_k, _compete(prefix_mode),
+        _without_tail(always, shape), sparsity, top_k, _compete(prefix_mode), names=names,
     )  # fmt: skip
     return mask if vc is None else (mask, oc)
 
 
 def _forward(
-    q, k, v, gate, shape, lengths, always, sparsity, top_k, prefix_mode, scale, backend,
+    q, k, v, gate, shape, lengths, names, always, sparsity, top_k, prefix_mode, scale, backend,
     return_lse, return_selection, call_key,
 ):  # fmt: skip
     is_tensor = isinstance(gate, Tensor)
@@ -240,7 +247,7 @@ def _forward(
     options = Options(
         shape, *lengths, None, _without_tail(always, shape), sparsity, top_k,
         _compete(prefix_mode), _number("scale", scale), gate_value, backend, return_lse,
-        return_selection,
+        return_selection, names,
     )  # fmt: skip
     results = ops.forward(q, k, v, gate if is_tensor else None, options, call_key)
     return _asked(results, return_lse, return_selection)
@@ -257,7 +264,14 @@ def _asked(results, return_lse, return_selection):
 def _without_tail(always: Tensor | None, shape: Shape) -> Tensor | None:
     if always is None:
         return None
+    _check_tensors(always=always)
     return without_tail(always, count_tokens(shape.key, shape.tile)[1])
+
+
+def _check_tensors(**tensors: object) -> None:
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            refuse(name, "a tensor", None if tensor is None else type(tensor).__name__)
 
 
 def _number(name: str, value: float | None) -> float | None:
@@ -276,10 +290,11 @@ def _compete(prefix_mode: str) -> bool:
     return prefix_mode == "compete"
 
 
-def _tokens(
-    grid, query, key, tile, prefix, kv_grid, layout, query_lengths, key_lengths
-) -> tuple[Shape, tuple[Tensor | None, Tensor | None]]:
-    """The ways to say how tokens lie, as sequences and run-time lengths."""
+def tokens_of(
+    grid, query, key, tile, prefix, kv_grid, layout, query_lengths, key_lengths, names=LENGTHS
+) -> tuple[Shape, tuple[Tensor | None, Tensor | None], tuple[str, str]]:
+    """The ways to say how tokens lie, as sequences, run-time lengths, and what the caller calls
+    these; `names` if they are arguments of their own."""
     sides = parse_tile(tile)
     if not isinstance(layout, str):
         if grid is not None or query is not None or key is not None:
@@ -287,14 +302,23 @@ def _tokens(
         if prefix or kv_grid is not None or query_lengths is not None or key_lengths is not None:
             refuse("layout", "packed sizes alone, without prefix, kv_grid or lengths", "both")
         sizes = layout if isinstance(layout, tuple) else (layout, layout)
+        if len(sizes) != 2 or not all(isinstance(x, Tensor) and x.ndim in (1, 2) for x in sizes):
+            expected = "raster, or int [tiles] or [B, tiles] or a pair of these"
+            refuse("layout", expected, type(layout).__name__)
         slots = sides[0] * sides[1] * sides[2]
         packed = [(2, part.shape[-1], slots, 0) for part in sizes]
-        return Shape(packed[0], packed[1], sides), sizes
+        return Shape(packed[0], packed[1], sides), sizes, ("layout", "layout")
     if layout != "raster":
         refuse("layout", "raster or the sizes of packed tiles", layout)
     if (grid is None) == (query is None):
         got = "neither" if grid is None else "both"
         refuse("grid", "exactly one of grid, query and packed sizes in layout", got)
+    for name, lengths in zip(names, (query_lengths, key_lengths)):
+        if lengths is not None:
+            _check_tensors(**{name: lengths})
+    for name, sequence in (("query", query), ("key", key)):
+        if sequence is not None and not isinstance(sequence, Sequence):
+            refuse(name, "a Sequence", repr(sequence))
     if grid is not None:
         query_code = tuple(encode_grid(grid, prefix))
     elif prefix:
@@ -304,10 +328,10 @@ def _tokens(
     if kv_grid is not None:
         if key is not None or grid is None:
             refuse("kv_grid", "grid, and no key, beside it", "another combination")
-        key_code = tuple(encode_grid(kv_grid, prefix))
+        key_code = tuple(encode_grid(kv_grid, prefix, "kv_grid"))
     else:
         key_code = query_code if key is None else tuple(key.encode())
-    return Shape(query_code, key_code, sides), (query_lengths, key_lengths)
+    return Shape(query_code, key_code, sides), (query_lengths, key_lengths), names
 
 
 def _autocast(q: Tensor, *others: Gate) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ import torch
 from . import native
 from .backends import Problem, Verdict, backend_list, choose
 from .errors import refuse
+from .functional import tokens_of
 from .layout import TileLayout, resolve_top_k
 from .sequence import Ints, Sequence, parse_tile
 
@@ -117,14 +118,13 @@ def _problem(
     head_dim: int,
     dtype: torch.dtype,
 ) -> Problem:
-    if grid is not None:
-        if query is not None:
-            refuse("grid", "exactly one of grid and query", "both")
-        query = Sequence.grid(grid, prefix)
-    elif query is None:
-        refuse("grid", "exactly one of grid and query", "neither")
-    sides = parse_tile(tile)
-    return Problem(query, key or query, sides, batch, heads, heads_kv or heads, head_dim, dtype)
+    shape, _, _ = tokens_of(grid, query, key, tile, prefix, None, "raster", None, None)
+    sequences = Sequence.decode(shape.query), Sequence.decode(shape.key)
+    heads_kv = heads if heads_kv is None else heads_kv
+    if heads_kv < 1 or heads % heads_kv != 0:
+        refuse("heads_kv", f"a number that divides the {heads} heads", heads_kv)
+    sides = parse_tile(shape.tile)
+    return Problem(*sequences, sides, batch, heads, heads_kv, head_dim, dtype)
 
 
 def plan(

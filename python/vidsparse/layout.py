@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -140,9 +142,14 @@ def layout_of(sequence: Sequence, tile: Tile) -> TileLayout:
 
 def top_k_of(sparsity: float, tiles: int) -> int:
     """k = max(1, min(ceil((1 - sparsity) * tiles), tiles)) in double precision; 0 for no tiles."""
-    if not 0.0 <= sparsity < 1.0:
-        refuse("sparsity", "a number in [0, 1)", sparsity)
+    if not isinstance(sparsity, numbers.Real) or not 0.0 <= sparsity < 1.0:
+        refuse("sparsity", "a number in [0, 1)", repr(sparsity))
     return max(1, min(math.ceil((1.0 - sparsity) * tiles), tiles)) if tiles > 0 else 0
+
+
+def _value(number: Any) -> Any:
+    """As it came, unless a tensor holds it."""
+    return number.item() if isinstance(number, torch.Tensor) and number.numel() == 1 else number
 
 
 def resolve_top_k(sparsity: float | torch.Tensor | None, top_k: int | None, tiles: int) -> int:
@@ -150,11 +157,13 @@ def resolve_top_k(sparsity: float | torch.Tensor | None, top_k: int | None, tile
     if sparsity is not None:
         if top_k is not None:
             refuse("sparsity", "exactly one of sparsity and top_k", "both")
-        return top_k_of(float(sparsity), tiles)
+        return top_k_of(_value(sparsity), tiles)
     if top_k is None:
         refuse("sparsity", "exactly one of sparsity and top_k", "neither")
-    if not min(1, tiles) <= top_k <= tiles or int(top_k) != top_k:
-        refuse("top_k", f"1 to {tiles}, the number of video key tiles", top_k)
+    top_k = _value(top_k)
+    whole = isinstance(top_k, numbers.Real) and top_k % 1 == 0
+    if not whole or not min(1, tiles) <= top_k <= tiles:
+        refuse("top_k", f"1 to {tiles}, the number of video key tiles", repr(top_k))
     return int(top_k)
 
 

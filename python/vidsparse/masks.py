@@ -41,6 +41,9 @@ def to_bool(mask: Tensor, key_tiles: int) -> Tensor:
 def from_indices(indices: Tensor, counts: Tensor, key_tiles: int) -> Tensor:
     """Lists q2k_idx int [B, H, Nq, M] and q2k_num int [B, H, Nq] -> a bitmap. The first `counts`
     entries of a list count; out-of-range ones are ignored, duplicates count once."""
+    if not (isinstance(indices, Tensor) and isinstance(counts, Tensor)):
+        got = f"{type(indices).__name__} and {type(counts).__name__}"
+        refuse("mask", "indices [B, H, Nq, M] and counts [B, H, Nq]", got)
     if indices.ndim != 4 or counts.shape != indices.shape[:3]:
         got = f"{list(indices.shape)} and {list(counts.shape)}"
         refuse("mask", "indices [B, H, Nq, M] and counts [B, H, Nq]", got)
@@ -72,7 +75,7 @@ def indices_of_bool(selected: Tensor) -> tuple[Tensor, Tensor]:
 def as_bitmap(mask: Mask, key_tiles: int) -> Tensor:
     """Any form of a mask as a bitmap: bool, (indices, counts), or a bitmap itself, whose tail bits
     are made zero: no kernel may meet a tile that does not exist."""
-    if isinstance(mask, tuple):
+    if isinstance(mask, tuple) and len(mask) == 2:
         return from_indices(*mask, key_tiles)
     if not isinstance(mask, Tensor):
         refuse("mask", "a bool tensor, a bitmap, or a pair of index lists", mask)

@@ -122,7 +122,7 @@ def load_gate_weights(
         gates: by the path of the module that holds each, "blocks.3.attn1".
         weights: a state dict, of the gates alone or of a whole model. A gate's weight is found as
             PATH.to_gate_compress.weight or, one module up, blocks.3.to_gate_compress.weight; a
-            prefix before that ("transformer.") is fine.
+            prefix before that ("transformer.") is fine, but only one.
 
     Returns the paths of the gates that were found; the others are set to zero.
     """
@@ -155,7 +155,10 @@ def _find(
     by_end: Mapping[tuple[str, str], Tensor], paths: tuple[str, str], end: str
 ) -> Tensor | None:
     for path in paths:
-        for (head, kind), tensor in by_end.items():
-            if kind == end and head.endswith(f".{path}"):
-                return tensor
+        heads = [head for head, kind in by_end if kind == end and head.endswith(f".{path}")]
+        if len(heads) > 1:
+            found = ", ".join(head.lstrip(".") for head in heads)
+            refuse("gate_weights", f"one to_gate_compress.{end} of {path}", f"those of {found}")
+        if heads:
+            return by_end[heads[0], end]
     return None

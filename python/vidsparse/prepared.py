@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from .layout import mask_words, resolve_top_k
 from .sequence import Ints, Sequence, parse_tile
 
 T = TypeVar("T")
+LENGTHS = "query_lengths", "key_lengths"  # as most callers name them
 
 
 class Shape(NamedTuple):
@@ -50,13 +51,16 @@ class Prepared:
         self.accumulator = problem.accumulator
         self.scale = problem.head_dim**-0.5
 
-    def check_lengths(self, query: Tensor | None, key: Tensor | None) -> Lengths:
-        """Run-time lengths: int32 [columns] or [B, columns] of each side, on the device."""
+    def check_lengths(
+        self, query: Tensor | None, key: Tensor | None, names: tuple[str, str] = LENGTHS
+    ) -> Lengths:
+        """Run-time lengths: int32 [columns] or [B, columns] of each side, on the device. `names`:
+        the caller's for the two."""
         if query is None and key is None:
             return Lengths()
         return Lengths(
-            self._side_lengths("query_lengths", query, self.query_columns),
-            self._side_lengths("key_lengths", key, self.key_columns),
+            self._side_lengths(names[0], query, self.query_columns),
+            self._side_lengths(names[1], key, self.key_columns),
         )
 
     def _side_lengths(self, name: str, lengths: Tensor | None, columns: int) -> Tensor | None:
@@ -108,17 +112,41 @@ def describe(tensor: Tensor) -> str:
     return f"{list(tensor.shape)} {tensor.dtype}"
 
 
-_CAPACITY = 1024  # problems; the oldest goes first
-_by_sizes: dict[tuple, Prepared] = {}
-_by_tensors: dict[tuple, Prepared] = {}
+class Memory(Generic[T]):
+    """A cache of at least CAPACITY entries, those used last, and at most twice as many: entries pin
+    plans, and tables on the device. A hit costs no reordering: what is still in use when `recent`
+    is full comes over from `older` one by one."""
+
+    CAPACITY = 128
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.recent: dict[tuple, T] = {}
+        self.older: dict[tuple, T] = {}
+
+    def __len__(self) -> int:
+        return len(self.recent.keys() | self.older.keys())
+
+    def get(self, key: tuple) -> T | None:
+        found = self.recent.get(key)
+        if found is None and key in self.older:
+            found = self.older.pop(key, None)
+            if found is not None:
+                self.put(key, found)
+        return found
+
+    def put(self, key: tuple, value: T) -> T:
+        """Returns the value."""
+        if len(self.recent) >= self.CAPACITY:
+            self.older, self.recent = self.recent, {}
+        self.recent[key] = value
+        return value
 
 
-def remember(cache: dict[tuple, T], key: tuple, value: T) -> T:
-    """Puts a value into a cache of bounded size and returns it."""
-    while len(cache) >= _CAPACITY:
-        cache.pop(next(iter(cache)), None)
-    cache[key] = value
-    return value
+_by_sizes = Memory[Prepared]()
+_by_tensors = Memory[Prepared]()
 
 
 def surroundings(on_gpu: bool) -> object:
@@ -153,7 +181,7 @@ def prepare_sizes(
     sequences = Sequence.decode(shape.query), Sequence.decode(shape.key)
     problem = Problem(*sequences, parse_tile(shape.tile), *sizes, dtype)
     kernels = choose(problem, device, backend).prepare(problem, device)
-    return remember(_by_sizes, key, Prepared(problem, device, kernels))
+    return _by_sizes.put(key, Prepared(problem, device, kernels))
 
 
 def prepare(shape: Shape, q: Tensor, k: Tensor, v: Tensor, backend: str | None) -> Prepared:
@@ -166,7 +194,7 @@ def prepare(shape: Shape, q: Tensor, k: Tensor, v: Tensor, backend: str | None) 
     )  # fmt: skip
     found = _by_tensors.get(key)
     if found is None:
-        found = remember(_by_tensors, key, _checked(shape, q, k, v, backend))
+        found = _by_tensors.put(key, _checked(shape, q, k, v, backend))
     if not q.stride(3) == k.stride(3) == v.stride(3) == 1 and q.shape[3] > 1:
         for name, tensor in (("q", q), ("k", k), ("v", v)):
             if tensor.stride(3) != 1:

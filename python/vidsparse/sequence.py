@@ -6,6 +6,8 @@ import collections.abc
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import torch
+
 from .errors import refuse
 
 Tile: TypeAlias = tuple[int, int, int]
@@ -133,21 +135,36 @@ class Sequence:
         )
 
 
-def encode_grid(grid: Ints, prefix: Ints = ()) -> list[int]:
-    """`Sequence.grid(grid, prefix).encode()` without the objects: torch.compile traces this."""
-    if isinstance(grid, int) or len(grid) != 3:
-        refuse("grid", "three sides (T, H, W)", grid)
+def encode_grid(grid: Ints, prefix: Ints = (), name: str = "grid") -> list[int]:
+    """`Sequence.grid(grid, prefix).encode()` without the objects: torch.compile traces this.
+    `name`: the caller's for `grid`."""
+    sides = _integers(name, "three sides (T, H, W)", grid)
+    if len(sides) != 3:
+        refuse(name, "three sides (T, H, W)", grid)
     code: list[int] = []
-    for length in prefix:
+    for length in _integers("prefix", "lengths of Plain segments", prefix):
         code += (_PLAIN, length, 0, 0)
-    code += (_VIDEO, grid[0], grid[1], grid[2])
+    code += (_VIDEO, *sides)
     return code
+
+
+def _integers(name: str, expected: str, values: Ints) -> tuple[int, ...]:
+    """As a tuple. Integers in tensors are refused: they could change, and a GPU would be waited
+    for."""
+    if not hasattr(values, "__iter__") or isinstance(values, torch.Tensor):
+        refuse(name, expected, repr(values))
+    for value in values:
+        if isinstance(value, (int, torch.SymInt)):
+            continue
+        if isinstance(value, torch.Tensor) or not hasattr(value, "__index__"):
+            refuse(name, expected, repr(values))
+    return tuple(values)
 
 
 def parse_tile(tile: int | Ints) -> Tile:
     """(a, b, c), the sides of a tile in tokens along time, height and width; one number means a
     cube. Raises ArgumentError unless a*b*c is a positive multiple of 64 below 2^31."""
-    sides = (tile, tile, tile) if isinstance(tile, int) else tuple(tile)
+    sides = (tile,) * 3 if isinstance(tile, int) else _integers("tile", "three sides", tile)
     expected = "positive sides whose product is a multiple of 64 and below 2^31"
     if len(sides) != 3:
         refuse("tile", "three sides", tile)

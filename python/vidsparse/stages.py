@@ -10,15 +10,15 @@ from .calls import is_plain
 from .errors import refuse
 from .layout import mask_words
 from .ops import traceable
-from .prepared import Shape, count_tokens, describe, prepare, prepare_sizes
+from .prepared import LENGTHS, Shape, count_tokens, describe, prepare, prepare_sizes
 
 
 def _run_pool(
-    q, k, v, query_lengths, key_lengths, query, key, tile, backend
+    q, k, v, query_lengths, key_lengths, query, key, tile, backend, *, names=LENGTHS
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     shape = Shape(tuple(query), tuple(key), tuple(tile))
     prepared = prepare(shape, q, k, k if v is None else v, backend)
-    lengths = prepared.check_lengths(query_lengths, key_lengths)
+    lengths = prepared.check_lengths(query_lengths, key_lengths, names)
     acc = prepared.accumulator
     qc = q.new_empty(prepared.query_pooled, dtype=acc)
     kc = q.new_empty(prepared.key_pooled, dtype=acc)
@@ -29,7 +29,7 @@ def _run_pool(
 
 def _run_select(
     qc, kc, vc, query_lengths, key_lengths, query, key, tile, scale, backend, always, sparsity,
-    top_k, compete,
+    top_k, compete, *, names=LENGTHS,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     for name, tensor in (("qc", qc), ("kc", kc)):
         if tensor.ndim != 4 or tensor.dtype not in (torch.float32, torch.float64):
@@ -54,7 +54,7 @@ def _run_select(
         if tensor.shape != expected or tensor.dtype != qc.dtype:
             refuse(name, f"{list(expected)} {qc.dtype}", describe(tensor))
         prepared.check_device(name, tensor)
-    lengths = prepared.check_lengths(query_lengths, key_lengths)
+    lengths = prepared.check_lengths(query_lengths, key_lengths, names)
     selection = prepared.selection(sparsity, top_k, compete, always)
     mask = qc.new_empty(prepared.mask, dtype=torch.int64)
     oc = coarse_max = coarse_sum = None
@@ -87,7 +87,7 @@ def _fake_select(
     mask = qc.new_empty((*qc.shape[:3], mask_words(kc.shape[2])), dtype=torch.int64)
     if vc is None:
         return mask, qc.new_empty(0), qc.new_empty(0), qc.new_empty(0)
-    return mask, torch.empty_like(qc), qc.new_empty(qc.shape[:3]), qc.new_empty(qc.shape[:3])
+    return mask, qc.new_empty(qc.shape), qc.new_empty(qc.shape[:3]), qc.new_empty(qc.shape[:3])
 
 
 _library = torch.library.Library("vidsparse", "FRAGMENT")
@@ -119,21 +119,22 @@ for _name, _run, _fake in (("pool", _run_pool, _fake_pool), ("select", _run_sele
     torch.library.register_fake(f"vidsparse::{_name}", _fake, lib=_library)
 
 
-def pool(q: Tensor, k: Tensor, v: Tensor | None, *rest):
-    """Arguments as the operator's, in its order; vc is None where v is."""
+def pool(q: Tensor, k: Tensor, v: Tensor | None, *rest, names: tuple[str, str]):
+    """Arguments as the operator's, in its order; vc is None where v is. `names`: the caller's for
+    the lengths."""
     with torch.no_grad():
         if is_plain(q, k, v):
-            return _run_pool(q, k, v, *rest)
+            return _run_pool(q, k, v, *rest, names=names)
         qc, kc, vc = torch.ops.vidsparse.pool(q, k, v, *rest)
         return qc, kc, None if v is None else vc
 
 
-def select(qc: Tensor, kc: Tensor, vc: Tensor | None, *rest):
+def select(qc: Tensor, kc: Tensor, vc: Tensor | None, *rest, names: tuple[str, str]):
     """Arguments as the operator's, in its order, with sparsity a number; all but the mask are None
-    where vc is."""
+    where vc is. `names`: the caller's for the lengths."""
     with torch.no_grad():
         if is_plain(qc, kc, vc):
-            return _run_select(qc, kc, vc, *rest)
+            return _run_select(qc, kc, vc, *rest, names=names)
         *front, sparsity, top_k, compete = rest
         mask, *coarse = torch.ops.vidsparse.select(
             qc, kc, vc, *front, traceable(sparsity), top_k, compete

@@ -30,6 +30,8 @@ REFUSED = {
         dict(grid=(4, 4, 9)),
         dict(q=torch.zeros(1, 128, 2, 64, dtype=torch.int32)),
         dict(q=wrong_strides()),
+        dict(q=None),
+        dict(q=3),
     ],
     "k": [
         dict(k=torch.randn(1, 127, 2, 64).bfloat16()),
@@ -37,6 +39,7 @@ REFUSED = {
         dict(k=torch.randn(1, 128, 3, 64).bfloat16()),
         dict(k=torch.randn(2, 128, 2, 64).bfloat16()),
         dict(k=torch.empty(1, 128, 2, 64, dtype=torch.bfloat16, device="meta")),
+        dict(k=None, v=None),
     ],
     "v": [dict(v=torch.randn(1, 128, 2, 32).bfloat16()), dict(v=None)],
     "gate": [
@@ -44,24 +47,45 @@ REFUSED = {
         dict(gate=torch.randn(1, 128, 2, 64)),
         dict(gate="learned"),
     ],
-    "sparsity": [dict(sparsity=1.0), dict(sparsity=-0.1), dict(sparsity=None), dict(top_k=1)],
-    "top_k": [dict(sparsity=None, top_k=k) for k in (0, 3, 1.5)],
-    "tile": [dict(tile=(4, 4, 3)), dict(tile=(4, 4)), dict(tile=0)],
+    "sparsity": [dict(sparsity=1.0), dict(sparsity=-0.1), dict(sparsity=None), dict(top_k=1)]
+    + [dict(sparsity=x) for x in ("a", float("nan"), torch.tensor([0.5, 0.5]))],
+    "top_k": [dict(sparsity=None, top_k=k) for k in (0, 3, 1.5, "3", float("nan"))],
+    "tile": [dict(tile=x) for x in ((4, 4, 3), (4, 4), 0, "444", None, 4.0)],
     "grid": [
         dict(grid=None),
         dict(grid=(4, 4)),
         dict(grid=128),
+        dict(grid=(4, 4, 8.0)),
+        dict(grid=tuple(torch.tensor(GRID))),
         dict(query=Sequence(Video(4, 4, 8))),
     ],
     "sequence": [dict(grid=(-1, 4, 8)), dict(grid=None, query=Sequence(Packed(1, 128)))],
-    "prefix": [dict(grid=None, query=Sequence(Video(*GRID)), prefix=(3,))],
-    "kv_grid": [dict(kv_grid=GRID, key=Sequence(Video(*GRID)))],
+    "query": [dict(grid=None, query=(8, 8, 8))],
+    "key": [dict(key=(8, 8, 8))],
+    "prefix": [
+        dict(grid=None, query=Sequence(Video(*GRID)), prefix=(3,)),
+        dict(prefix=77),
+        dict(prefix="a"),
+    ],
+    "kv_grid": [dict(kv_grid=GRID, key=Sequence(Video(*GRID))), dict(kv_grid=(4, 4))],
     "prefix_mode": [dict(prefix_mode="both")],
-    "layout": [dict(layout="tiled"), dict(layout=torch.tensor([64, 64]))],
+    "layout": [
+        dict(layout="tiled"),
+        dict(layout=torch.tensor([64, 64])),
+        dict(grid=None, layout=[64] * 2),
+        dict(grid=None, layout=torch.tensor(64)),
+        dict(grid=None, layout=torch.ones(2)),
+        dict(grid=None, layout=(torch.tensor([64, 64]), torch.ones(2))),
+        dict(grid=None, layout=torch.ones(3, 2, dtype=torch.int32)),
+    ],
     "scale": [dict(scale=float("inf")), dict(scale="auto")],
-    "always": [dict(always=torch.zeros(1, 1, 2, 1, dtype=torch.int64))],
+    "always": [
+        dict(always=[[1]]),
+        dict(always=torch.zeros(1, 1, 2, 1, dtype=torch.int64)),
+    ],
     "query_lengths": [
         dict(query_lengths=torch.tensor([1, 2])),
+        dict(query_lengths=[3]),
         dict(grid=(4, 4, 4), prefix=(64,), query_lengths=torch.tensor([1.0])),
     ],
     "backend": [dict(backend="warp")],
@@ -107,6 +131,8 @@ def test_masks_are_checked():
         None,
         torch.zeros(1, 2, 2, 4, dtype=torch.int64),
         (torch.zeros(1, 2, 2, 5, dtype=torch.int32), torch.zeros(1, 2, 3, dtype=torch.int32)),
+        (torch.zeros(1, 2, 2, 5, dtype=torch.int32), 3),
+        (torch.zeros(1, 2, 2, 5, dtype=torch.int32),),
     ):
         with pytest.raises(vidsparse.ArgumentError, match="mask: expected"):
             vidsparse.block_sparse_attention(q, k, v, mask, grid=GRID)
@@ -115,6 +141,31 @@ def test_masks_are_checked():
 def test_qkv_must_be_fused():
     with pytest.raises(vidsparse.ArgumentError, match="qkv: expected"):
         vidsparse.video_sparse_attention_qkvpacked(tensors()[0], grid=GRID, sparsity=0.5)
+    with pytest.raises(vidsparse.ArgumentError, match="qkv: expected"):
+        vidsparse.video_sparse_attention_qkvpacked(None, grid=GRID, sparsity=0.5)
+
+
+def test_lengths_are_refused_by_the_callers_names():
+    q, k, v = tensors()
+    qkv = torch.stack((q, k, v), 2)
+    text = dict(grid=(4, 4, 4), prefix=(64,))
+    for lengths in (torch.ones(1), torch.ones(2, dtype=torch.int32), [3]):
+        with pytest.raises(vidsparse.ArgumentError, match=r"^lengths: expected"):
+            vidsparse.video_sparse_attention_qkvpacked(qkv, top_k=1, lengths=lengths, **text)
+        with pytest.raises(vidsparse.ArgumentError, match=r"^key_lengths: expected"):
+            vidsparse.pool(q, k, v, key_lengths=lengths, **text)
+    sizes = torch.ones(2)
+    qc, kc, _ = vidsparse.pool(q, k, grid=GRID)
+    for call in (
+        lambda: vidsparse.video_sparse_attention_qkvpacked(qkv, layout=sizes, top_k=1),
+        lambda: vidsparse.block_sparse_attention(
+            q, k, v, torch.ones(1, 2, 2, 2, dtype=torch.bool), layout=sizes
+        ),
+        lambda: vidsparse.pool(q, k, v, layout=sizes),
+        lambda: vidsparse.select(qc, kc, layout=sizes, top_k=1),
+    ):
+        with pytest.raises(vidsparse.ArgumentError, match=r"^layout: expected"):
+            call()
 
 
 def test_life_goes_on_after_errors():

@@ -66,21 +66,58 @@ def test_only_the_first_call_is_checked(monkeypatch):
     assert torch.equal(first, again)
 
 
-def test_numbers_in_tensors_are_read_each_time():
+class Number(torch.Tensor):
+    """A subclass, which may be anybody's."""
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [torch.Tensor.clone, lambda x: torch.nn.Parameter(x, False), lambda x: x.as_subclass(Number)],
+    ids=["tensor", "parameter", "subclass"],
+)
+def test_numbers_in_tensors_are_read_each_time(kind):
     q = torch.randn(1, 160, 2, 64)
-    sparsity = torch.tensor(0.9)
+    sparsity = kind(torch.tensor(0.9))
     kwargs = dict(grid=GRID, sparsity=sparsity, return_selection=True)
     for value in (0.9, 0.2):
-        sparsity.fill_(value)
+        sparsity.data.fill_(value)
         _, mask = vidsparse.video_sparse_attention(q, q, q, **kwargs)
         kept = vidsparse.masks.to_bool(mask, 4).sum(-1)
         assert (kept == vidsparse.top_k_of(sparsity.item(), 4)).all()
 
 
+def test_gradients_that_no_kernel_reads_are_copied(monkeypatch):
+    """One that starts between two words, as a part of another tensor does, is dense already."""
+    q, k, v = (torch.randn(1, 160, 2, 64, requires_grad=True) for _ in range(3))
+    out = vidsparse.video_sparse_attention(q, k, v, grid=GRID, top_k=1)
+    three = torch.randn(3, requires_grad=True)
+    loss = torch.cat((three, out.flatten())).square().sum()
+    expected = torch.autograd.grad(loss, (q, k, v), retain_graph=True)
+    received = []
+    kernels = calls.prepare(
+        calls.Shape((1, *GRID), (1, *GRID), (4, 4, 4)), q, k, v, None
+    ).kernels
+    backward = type(kernels).backward
+
+    def spy(self, *arguments):
+        received.append(arguments[12])
+        backward(self, *arguments)
+
+    monkeypatch.setattr(type(kernels), "backward", spy)
+    monkeypatch.setattr(calls, "_readable", lambda _: False)
+    got = torch.autograd.grad(loss, (q, k, v))
+    (dout,) = received
+    assert dout.is_contiguous() and dout.storage_offset() == 0
+    torch.testing.assert_close(got, expected, atol=0, rtol=0)
+
+
 def test_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr(vidsparse.prepared, "_CAPACITY", 3)
+    monkeypatch.setattr(vidsparse.prepared.Memory, "CAPACITY", 3)
     calls._seen.clear()
-    for tokens in (1, 2, 3, 4, 5):
-        q = torch.randn(1, tokens, 1, 32)
-        vidsparse.video_sparse_attention(q, q, q, grid=(1, 1, tokens), top_k=1)
-    assert len(calls._seen) == 3
+    for tokens in range(1, 12):
+        for again in (tokens, 1):
+            q = torch.randn(1, again, 1, 32)
+            vidsparse.video_sparse_attention(q, q, q, grid=(1, 1, again), top_k=1)
+        assert len(calls._seen) <= 6
+    alive = {shape[1] for key in (*calls._seen.recent, *calls._seen.older) for shape in key[3:4]}
+    assert {1, 10, 11} <= alive  # those used last

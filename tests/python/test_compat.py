@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import judging
 import transcription
@@ -51,6 +52,15 @@ def test_metadata(grid, tile):
     forth = metadata["tile_partition_indices"]
     back = metadata["reverse_tile_partition_indices"]
     assert torch.equal(forth[back], torch.arange(math.prod(grid)))
+
+
+def test_metadata_of_fake_tensors_is_not_kept():
+    grid, tile = (3, 5, 11), (4, 4, 4)
+    with FakeTensorMode():
+        fake = kernel.construct_variable_block_sizes(grid, (1, 2, 3), "cpu", tile)
+    sizes = kernel.construct_variable_block_sizes(grid, (1, 2, 3), "cpu", tile)
+    assert fake.shape == sizes.shape and fake.dtype == sizes.dtype
+    assert sizes.tolist() == [len(t) for t in transcription.tiles_of_video(grid, tile)]
 
 
 @pytest.mark.parametrize("weight", ["none", "tensor"])
@@ -219,3 +229,11 @@ def test_wrong_sizes_are_named():
         kernel.video_sparse_attn(x, x, x, sizes[:2], sizes, 1)
     with pytest.raises(ValueError, match="variable_block_sizes: expected"):
         kernel.block_sparse_attn(x, x, x, torch.ones(2, 2, 3, dtype=torch.bool), sizes)
+    good, block_map = sizes[:2], torch.ones(2, 2, 2, dtype=torch.bool)
+    for wrong in (torch.ones(2), [64, 64], torch.ones(2, dtype=torch.int32, device="meta")):
+        with pytest.raises(ValueError, match="variable_block_sizes: expected"):
+            kernel.video_sparse_attn(x, x, x, wrong, good, 1)
+        with pytest.raises(ValueError, match="q_variable_block_sizes: expected"):
+            kernel.video_sparse_attn(x, x, x, good, wrong, 1)
+        with pytest.raises(ValueError, match="variable_block_sizes: expected"):
+            kernel.block_sparse_attn(x, x, x, block_map, wrong)

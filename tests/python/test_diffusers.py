@@ -102,6 +102,47 @@ def test_pipelines_with_two_transformers():
     assert type(Pipeline.transformer_2.blocks[0].attn1.processor).__name__ == "WanAttnProcessor"
 
 
+def test_gate_weights_of_two_transformers():
+    class Pipeline:
+        transformer, transformer_2 = model(), model()
+
+    pipe = Pipeline()
+    name = "blocks.0.attn1.to_gate_compress.weight"
+    one, two = torch.randn(2, 128, 128)
+    weights = {f"transformer.{name}": one, f"transformer_2.{name}": two}
+
+    def loaded():
+        both = (pipe.transformer, pipe.transformer_2)
+        return [x.blocks[0].attn1.to_gate_compress.weight for x in both]
+
+    handle = enable(pipe, gate_weights=weights)
+    assert all(map(torch.equal, loaded(), (one, two)))
+    handle.disable()
+    handle = enable(pipe, gate_weights={f"transformer_2.{name}": two})
+    assert all(map(torch.equal, loaded(), (0 * two, two)))
+    handle.disable()
+    handle = enable(pipe, gate_weights={name: one})
+    assert all(map(torch.equal, loaded(), (one, one)))
+    handle.disable()
+    with pytest.raises(vidsparse.ArgumentError, match="gate_weights: expected one"):
+        enable(pipe.transformer, gate_weights=weights)
+
+
+def test_refused_gate_weights_leave_the_stock_model():
+    class Pipeline:
+        transformer, transformer_2 = model(), model()
+
+    name = "blocks.1.attn1.to_gate_compress.bias"
+    weights = {f"transformer.{name}": torch.ones(128), f"transformer_2.{name}": torch.ones(3)}
+    with pytest.raises(vidsparse.ArgumentError, match="gate_weights: expected"):
+        enable(Pipeline(), gate_weights=weights)
+    for transformer in (Pipeline.transformer, Pipeline.transformer_2):
+        assert not any("gate_compress" in name for name, _ in transformer.named_parameters())
+        assert not transformer._forward_pre_hooks
+        for block in transformer.blocks:
+            assert type(block.attn1.processor).__name__ == "WanAttnProcessor"
+
+
 def test_another_model_is_refused():
     with pytest.raises(vidsparse.ArgumentError, match="pipe_or_transformer: expected"):
         enable(torch.nn.Linear(2, 2))

@@ -26,6 +26,15 @@ def load(name, monkeypatch):
     return module
 
 
+def test_training_after_inference(monkeypatch):
+    module = load("video_block", monkeypatch)
+    block, tokens = module.VideoBlock(64, 1), torch.randn(1, 128, 64)
+    with torch.inference_mode():
+        block(tokens, (2, 8, 8), 0.5)
+    block(tokens, (2, 8, 8), 0.5).sum().backward()
+    assert block.to_qkv.weight.grad.isfinite().all()
+
+
 def test_training_lowers_the_loss(monkeypatch):
     first, last = load("train_step", monkeypatch).main(30)
     assert last < 0.6 * first

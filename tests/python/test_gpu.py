@@ -60,6 +60,17 @@ def test_other_streams(backend):
     assert all(torch.equal(a, b) for a, b in zip(got, wanted))
 
 
+def test_incoming_gradients_between_two_words(backend):
+    """Dense ones that start where no bulk copy may, as a part of another tensor."""
+    inputs = tensors(4, grad=True)
+    out = layer(*inputs)
+    seed = torch.randn_like(out)
+    shifted = seed.new_empty(seed.numel() + 3)[3:].view_as(seed).copy_(seed)
+    wanted = torch.autograd.grad(out, inputs, seed, retain_graph=True)
+    got = torch.autograd.grad(out, inputs, shifted)
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted))
+
+
 def test_new_threads(backend):
     """Where nothing has made the device's context current yet, as in torch's own of backward."""
     inputs = tensors(4, grad=True)

@@ -63,5 +63,8 @@ def test_gate_weights_of_hosts(place):
     assert torch.equal(gates["blocks.1.attn1"].weight, weight)
     assert torch.equal(gates["blocks.1.attn1"].bias, bias)
     assert not gates["blocks.11.attn1"].weight.any()
+    twice = {f"{model}.{name}weight": weight for model in ("transformer", "ema")}
+    with pytest.raises(vidsparse.ArgumentError, match="expected one to_gate_compress"):
+        load_gate_weights(gates, twice)
     with pytest.raises(vidsparse.ArgumentError, match="gate_weights: expected"):
         load_gate_weights(gates, {f"{name}weight": weight[:4]})

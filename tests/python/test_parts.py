@@ -109,6 +109,11 @@ def test_info_and_plan():
             vidsparse.plan(grid=(4, 4, 8), top_k=top_k)
     with pytest.raises(vidsparse.ArgumentError, match="exactly one of sparsity and top_k"):
         vidsparse.plan(grid=(4, 4, 8), top_k=1, sparsity=0.5)
+    for report in (vidsparse.plan, vidsparse.explain):
+        with pytest.raises(vidsparse.ArgumentError, match="prefix: expected none"):
+            report(query=Sequence(Video(4, 4, 8)), prefix=(7,))
+        with pytest.raises(vidsparse.ArgumentError, match="heads_kv: expected"):
+            report(grid=(4, 4, 8), heads=2, heads_kv=0)
 
 
 def test_a_changed_environment_counts(monkeypatch):

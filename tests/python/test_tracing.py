@@ -78,6 +78,23 @@ def test_compile_of_the_stages(device):
     torch.testing.assert_close(compiled(*inputs), stages(*inputs))
 
 
+def test_compile_of_select_on_transposed_means(device):
+    """Results are dense, whatever the strides of pooled tensors."""
+
+    def select(qc, kc):
+        mask, oc = vidsparse.select(qc, kc, kc, grid=GRID, top_k=2)
+        return mask, oc.transpose(1, 2) + 1
+
+    qc, kc = (torch.randn(2, 8, 2, 64, device=device).transpose(1, 2) for _ in range(2))
+    expected = select(qc, kc)
+    got = torch.compile(select, fullgraph=True, backend="inductor")(qc, kc)
+    torch.testing.assert_close(got, expected)
+    with FakeTensorMode() as mode:
+        fake = vidsparse.select(*map(mode.from_tensor, (qc, kc, kc)), grid=GRID, top_k=2)
+    real = vidsparse.select(qc, kc, kc, grid=GRID, top_k=2)
+    assert [x.stride() for x in fake] == [x.stride() for x in real]
+
+
 def test_compile_of_fused_qkv(device):
     def attend(qkv):
         return vidsparse.video_sparse_attention_qkvpacked(qkv, grid=GRID, top_k=2, gate=0.5)
@@ -211,6 +228,14 @@ def test_export():
     inputs = tuple(x.detach() for x in tensors())
     exported = torch.export.export(Layer(), inputs).module()
     torch.testing.assert_close(exported(*inputs), Layer()(*inputs))
+
+
+def test_jit_trace():
+    inputs = tensors()
+    traced = torch.jit.trace(lambda *x: layer(*x, 0.5)[0], inputs, check_trace=False)
+    assert "vidsparse::forward" in str(traced.graph)
+    again = tensors()
+    torch.testing.assert_close(traced(*again), layer(*again, 0.5)[0])
 
 
 def test_autocast(device):

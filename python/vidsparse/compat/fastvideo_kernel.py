@@ -85,6 +85,7 @@ def video_sparse_attn_bshd(
         ("variable_block_sizes", variable_block_sizes, k),
         ("q_variable_block_sizes", q_variable_block_sizes, q),
     ):
+        _check_sizes(name, sizes, tokens)
         if sizes.numel() * math.prod(tile) != tokens.shape[1]:
             got = f"{sizes.numel()} for {tokens.shape[1]} tokens"
             refuse(name, f"a size for each tile of {math.prod(tile)} tokens", got)
@@ -122,7 +123,17 @@ def block_sparse_attn_from_indices(
     return _attend(q, k, v, (q2k_idx, q2k_num), variable_block_sizes)
 
 
+def _check_sizes(name: str, sizes: Tensor, tokens: Tensor) -> None:
+    """What the functions below would refuse by names of their own."""
+    expected = f"an integer tensor on {tokens.device}"
+    if not isinstance(sizes, Tensor):
+        refuse(name, expected, type(sizes).__name__)
+    if sizes.is_floating_point() or sizes.device != tokens.device:
+        refuse(name, expected, f"{sizes.dtype} on {sizes.device}")
+
+
 def _attend(q, k, v, mask, sizes):
+    _check_sizes("variable_block_sizes", sizes, k)
     tiles = sizes.numel()
     slots = k.shape[2] // max(tiles, 1)
     if slots * tiles != k.shape[2] or slots % 64 != 0:

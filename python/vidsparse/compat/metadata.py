@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..layout import TileLayout, layout_of
 from ..sequence import Sequence, Tile, parse_tile
@@ -19,8 +20,14 @@ def _layout(dit_seq_shape: Tile, tile_size: Tile) -> TileLayout:
 
 
 @lru_cache(maxsize=64)
-def _slot_tokens(layout: TileLayout) -> Tensor:
+def _kept_slot_tokens(layout: TileLayout) -> Tensor:
     return layout.slot_tokens()
+
+
+def _slot_tokens(layout: TileLayout) -> Tensor:
+    if _get_current_dispatch_mode() is not None:  # its tensors, fake ones say, must not outlive it
+        return layout.slot_tokens()
+    return _kept_slot_tokens(layout)
 
 
 def get_tile_partition_indices(

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,32 +124,55 @@ def enable(
         sparsity: in [0, 1).
         gate_weights: None: no gate. A state dict or a safetensors file: gates are added as
             `attn1.to_gate_compress` and loaded from it, those that it lacks as zeros; {} gives
-            zero-initialised gates to train.
+            zero-initialised gates to train. Of a pipeline with two transformers each takes the
+            names that begin with its own ("transformer_2."), where any do.
         tile, backend: as in `video_sparse_attention`.
 
-    Raises ArgumentError where there is no such transformer or a weight has another shape.
+    Raises ArgumentError where there is no such transformer, or a weight has another shape or could
+    be one of several; the models are as they were then.
     """
     handle = Handle(sparsity, tile, backend)
     transformers = _transformers(pipe_or_transformer)
     weights = _read(gate_weights)
-    for transformer in transformers:
-        place = _Place(tuple(transformer.config.patch_size))
-        hook = transformer.register_forward_pre_hook(place, with_kwargs=True)
-        handle._undo.append(hook.remove)
-        gates = {}
-        for path, attn in _self_attention(transformer).items():
-            stock = attn.processor
-            attn.set_processor(WanSparseProcessor(handle, place))
-            handle._undo.append(lambda attn=attn, stock=stock: attn.set_processor(stock))
-            if weights is not None:
-                like = attn.to_out[0].weight
-                gates[path] = attn.to_gate_compress = gate_projection(
-                    like.shape[0], attn.inner_dim, device=like.device, dtype=like.dtype
-                )
-                handle._undo.append(lambda attn=attn: delattr(attn, "to_gate_compress"))
-        if weights is not None:
-            handle.loaded_gates += load_gate_weights(gates, weights)
+    try:
+        for name, transformer in transformers.items():
+            _convert(transformer, handle, _weights_of(name, transformers, weights))
+    except BaseException:
+        handle.disable()
+        raise
     return handle
+
+
+def _convert(
+    transformer: Any, handle: Handle, weights: Mapping[str, Tensor] | None
+) -> None:
+    """One transformer."""
+    place = _Place(tuple(transformer.config.patch_size))
+    hook = transformer.register_forward_pre_hook(place, with_kwargs=True)
+    handle._undo.append(hook.remove)
+    gates = {}
+    for path, attn in _self_attention(transformer).items():
+        stock = attn.processor
+        attn.set_processor(WanSparseProcessor(handle, place))
+        handle._undo.append(lambda attn=attn, stock=stock: attn.set_processor(stock))
+        if weights is not None:
+            like = attn.to_out[0].weight
+            gates[path] = attn.to_gate_compress = gate_projection(
+                like.shape[0], attn.inner_dim, device=like.device, dtype=like.dtype
+            )
+            handle._undo.append(lambda attn=attn: delattr(attn, "to_gate_compress"))
+    if weights is not None:
+        handle.loaded_gates += load_gate_weights(gates, weights)
+
+
+def _weights_of(
+    name: str, names: Collection[str], weights: Mapping[str, Tensor] | None
+) -> Mapping[str, Tensor] | None:
+    """Those of the transformer that the pipeline holds as `name`: once weights name any of the
+    pipeline's transformers, each takes its own alone."""
+    if weights is None or not any(key.startswith(f"{x}.") for key in weights for x in names):
+        return weights
+    return {key: tensor for key, tensor in weights.items() if key.startswith(f"{name}.")}
 
 
 def _self_attention(transformer: nn.Module) -> dict[str, WanAttention]:
@@ -160,11 +183,16 @@ def _self_attention(transformer: nn.Module) -> dict[str, WanAttention]:
     }
 
 
-def _transformers(pipe_or_transformer: object) -> list[Any]:
-    candidates = [pipe_or_transformer]
-    for name in ("transformer", "transformer_2"):
-        candidates.append(getattr(pipe_or_transformer, name, None))
-    found = [x for x in candidates if isinstance(x, nn.Module) and _self_attention(x)]
+def _transformers(pipe_or_transformer: object) -> dict[str, Any]:
+    """By the name that a pipeline has for it; a transformer itself has none."""
+    if isinstance(pipe_or_transformer, nn.Module) and _self_attention(pipe_or_transformer):
+        return {"": pipe_or_transformer}
+    candidates = {
+        name: getattr(pipe_or_transformer, name, None) for name in ("transformer", "transformer_2")
+    }
+    found = {
+        name: x for name, x in candidates.items() if isinstance(x, nn.Module) and _self_attention(x)
+    }
     if not found:
         expected = "a WanTransformer3DModel or a pipeline with one"
         refuse("pipe_or_transformer", expected, type(pipe_or_transformer).__name__)
