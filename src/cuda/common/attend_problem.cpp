@@ -9,12 +9,4 @@ void require_aligned_rows(const AttendArgs& args) {
   if (!args.gate.is_none()) require_aligned_rows("oc", args.oc);
 }
 
-std::int32_t key_fragments(const Context& context) {
-  return context.key.tiles * context.key.fragments_per_tile;
-}
-
-std::int32_t table_batches(const Context& context, const AttendArgs& args) {
-  return args.lengths.key ? static_cast<std::int32_t>(context.batch()) : 1;
-}
-
 }  // namespace vidsparse::cuda

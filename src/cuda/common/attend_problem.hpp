@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <numbers>
 
 #include "cuda/common/attend_problem.cuh"
 #include "cuda/common/context.hpp"
@@ -10,10 +11,6 @@ namespace vidsparse::cuda {
 
 /// Of every tensor of a call but K and V, which each architecture reads its own way.
 void require_aligned_rows(const AttendArgs& args);
-
-/// Fragments of the key side, and for how many batch entries their table differs.
-std::int32_t key_fragments(const Context& context);
-std::int32_t table_batches(const Context& context, const AttendArgs& args);
 
 /// A call's arguments as the kernels take them. `table`: where its key fragments will lie.
 template <class T>
@@ -32,20 +29,17 @@ AttendProblem<T> make_attend_problem(const Context& context, const AttendArgs& a
   }
   const double scale = context.scale(args.scale);
   // The kernel's is above 0, so that masked scores of -inf stay so.
-  p.scale_log2 = scale == 0 ? 1.0F : static_cast<float>(std::abs(scale) * 1.4426950408889634);
+  p.scale_log2 = scale == 0 ? 1.0F : static_cast<float>(std::abs(scale) * std::numbers::log2e);
   if (scale == 0) p.query_and = 0;
   if (scale < 0) p.query_xor = 0x80008000U;
-  p.mask = reinterpret_cast<const std::uint32_t*>(args.mask.words);
-  p.mask_row = args.mask.shape.row_words() * 2;
-  p.mask_head = args.mask.head_stride * 2;
-  p.mask_batch = args.mask.batch_stride * 2;
+  set_mask(p, args.mask);
   p.table = table;
-  p.key_fragments = key_fragments(context);
-  p.table_batch = table_batches(context, args) > 1 ? p.key_fragments : 0;
+  p.key_fragments = context.key.fragments();
+  p.table_batch = context.table_batches(args.lengths) > 1 ? p.key_fragments : 0;
   p.fragments_per_tile = Divider(static_cast<std::uint32_t>(context.key.fragments_per_tile));
   p.heads = static_cast<std::int32_t>(context.heads());
   p.group = static_cast<std::int32_t>(context.group());
-  p.query_fragments = context.query.tiles * context.query.fragments_per_tile;
+  p.query_fragments = context.query.fragments();
   return p;
 }
 

@@ -11,10 +11,12 @@ BackwardParts take_backward_parts(core::Arena& arena, const Context& context,
   const std::int64_t query_tiles = context.query.tiles;
   const std::int64_t key_tiles = context.key.tiles;
   const std::int64_t d = context.head_dim();
-  const std::int64_t fragments = batch * heads * query_tiles * context.query.fragments_per_tile;
+  const std::int64_t fragments = batch * heads * context.query.fragments();
   BackwardParts parts;
   parts.rows = arena.take<float>(fragments * 2 * kFragment);
   parts.queries = arena.take<KeyFragment>(fragments);
+  parts.key_batches = context.table_batches(args.lengths);
+  parts.keys = arena.take<KeyFragment>(std::int64_t{context.key.fragments()} * parts.key_batches);
   parts.by_key = arena.mask({batch, heads, key_tiles, query_tiles});
   if (args.gate.is_none()) return parts;
   const auto pooled = [&](std::int64_t h, std::int64_t tiles) {
@@ -37,6 +39,9 @@ BackwardParts take_backward_parts(core::Arena& arena, const Context& context,
 
 void begin_backward(const Context& context, const BackwardArgs& args, const BackwardParts& parts,
                     cudaStream_t stream) {
+  require_aligned_rows("dq", args.dq);
+  require_aligned_rows("dk", args.dk);
+  require_aligned_rows("dv", args.dv);
   require_aligned_rows("out", args.out);
   require_aligned_rows("dout", args.dout);
   if (args.gate.is_tensor()) require_aligned_rows("gate", args.gate.tensor());

@@ -16,6 +16,9 @@ struct BackwardParts {
   float* rows = nullptr;
   /// [B, H, query fragments]; valid: the slots that have weights.
   KeyFragment* queries = nullptr;
+  /// [key_batches, key fragments], which the passes fill.
+  KeyFragment* keys = nullptr;
+  std::int32_t key_batches = 1;
   TileMaskRef by_key;  ///< [B, H, Nk, Nq], the mask transposed
 
   // With a gate; all f32, dense.
@@ -35,8 +38,8 @@ BackwardParts take_backward_parts(core::Arena& arena, const Context& context,
 void prepare_coarse_backward(const Context& context);
 
 /// All that comes before the passes, dgate included: pool, prepare and coarse backward with a gate,
-/// prepare alone without, and the transposed mask. Rows of out, dout, gate and dgate must be
-/// aligned to 16 bytes; throws Error naming the one that is not.
+/// prepare alone without, and the transposed mask. Rows of out, dout, gate and of all gradients
+/// must be aligned to 16 bytes; throws Error naming the one that is not, before any launch.
 void begin_backward(const Context& context, const BackwardArgs& args, const BackwardParts& parts,
                     cudaStream_t stream);
 

@@ -281,10 +281,8 @@ void with_config(const Context& context, Visit&& visit) {
 
 void prepare_coarse_backward(const Context& context) {
   with_config(context, [&]<class Config>(Config) {
-    check(cudaFuncSetAttribute(coarse_backward_kernel<Config>,
-                               cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               sizeof(typename Config::Shared)),
-          "coarse backward");
+    allow_shared(coarse_backward_kernel<Config>, sizeof(typename Config::Shared),
+                 "coarse backward");
   });
 }
 

@@ -32,6 +32,11 @@ struct Context {
   /// Query heads that share a key head.
   std::int64_t group() const { return heads() / key_heads(); }
   int head_dim() const { return static_cast<int>(setting->problem.head_dim); }
+  /// Batch entries whose key fragments differ: all where lengths come at run time, else one for
+  /// all.
+  std::int32_t table_batches(const Lengths& lengths) const {
+    return lengths.key ? static_cast<std::int32_t>(batch()) : 1;
+  }
   double scale(const std::optional<double>& given) const {
     return given ? *given : 1.0 / std::sqrt(static_cast<double>(head_dim()));
   }
@@ -40,12 +45,18 @@ struct Context {
 /// Throws Error(internal) naming `what` unless a call of the CUDA runtime succeeded.
 void check(cudaError_t status, const char* what);
 
-/// Lets a kernel's blocks have that much shared memory, and a multiprocessor use all it can give.
+/// Lets a kernel's blocks have that much shared memory. `what`: as check() says it.
 template <class... Parameters>
-void allow_shared(void (*kernel)(Parameters...), int bytes) {
+void allow_shared(void (*kernel)(Parameters...), int bytes,
+                  const char* what = "cudaFuncSetAttribute") {
   check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                              cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-        "cudaFuncSetAttribute");
+        what);
+}
+
+/// Lets a multiprocessor give a kernel all the shared memory it can.
+template <class... Parameters>
+void prefer_shared(void (*kernel)(Parameters...)) {
   check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                              cudaFuncAttributePreferredSharedMemoryCarveout,
                              cudaSharedmemCarveoutMaxShared),
@@ -75,6 +86,15 @@ Tensor<T> by_token(const BasicTensor<Pointer>& tensor) {
 template <class T, class Pointer>
 Tensor<T> by_head(const BasicTensor<Pointer>& tensor) {
   return {static_cast<T*>(tensor.data), tensor.strides[0], tensor.strides[2], tensor.strides[1]};
+}
+
+/// The mask as kernels take it: 32-bit halves of the bitmap's words, strides counted in them.
+template <class Parameters>
+void set_mask(Parameters& parameters, const TileMaskView& mask) {
+  parameters.mask = reinterpret_cast<const std::uint32_t*>(mask.words);
+  parameters.mask_row = mask.shape.row_words() * 2;
+  parameters.mask_head = mask.head_stride * 2;
+  parameters.mask_batch = mask.batch_stride * 2;
 }
 
 /// Whether every row of a tensor starts at a multiple of 16 bytes.

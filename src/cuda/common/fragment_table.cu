@@ -13,7 +13,7 @@ __global__ void fragment_table_kernel(const __grid_constant__ Side side, std::in
   const std::int64_t step = std::int64_t{gridDim.x} * blockDim.x;
   const std::int64_t first = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   for (std::int64_t i = first; i < count; i += step) counters[i] = 0;
-  const std::int32_t fragments = side.tiles * side.fragments_per_tile;
+  const std::int32_t fragments = side.fragments();
   for (std::int64_t i = first; i < std::int64_t{fragments} * batches; i += step) {
     const auto batch = static_cast<std::int32_t>(i / fragments);
     const auto index = static_cast<std::int32_t>(i - std::int64_t{batch} * fragments);
@@ -34,7 +34,7 @@ __global__ void fragment_table_kernel(const __grid_constant__ Side side, std::in
 void fill_fragment_table(const Side& side, std::int32_t batches, KeyFragment* table,
                          std::uint32_t* counters, std::int64_t count, cudaStream_t stream) {
   constexpr std::int64_t kThreads = 256;
-  const std::int64_t entries = std::int64_t{side.tiles} * side.fragments_per_tile * batches;
+  const std::int64_t entries = std::int64_t{side.fragments()} * batches;
   const std::int64_t blocks = (std::max(entries, count) + kThreads - 1) / kThreads;
   if (blocks == 0) return;
   fragment_table_kernel<<<static_cast<unsigned>(std::min<std::int64_t>(blocks, 1024)), kThreads, 0,

@@ -118,6 +118,9 @@ struct Side {
   const std::int32_t* lengths = nullptr;
   std::int64_t lengths_stride = 0;  ///< from one batch entry to the next; 0: shared
 
+  /// Of all tiles.
+  constexpr std::int32_t fragments() const { return tiles * fragments_per_tile; }
+
   constexpr std::int32_t segment_of(std::int32_t tile) const {
     std::int32_t s = 0;
     while (s + 1 < segment_count && tile >= segments[s + 1].first_tile) ++s;

@@ -105,11 +105,8 @@ void with_kernel(const Context& context, const SelectShape& shape, Visit&& visit
 }  // namespace
 
 void prepare_select(const Context& context) {
-  with_kernel(context, shape_of(context), [&](auto kernel) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               context.shared_bytes),
-          "select");
-  });
+  with_kernel(context, shape_of(context),
+              [&](auto kernel) { allow_shared(kernel, context.shared_bytes, "select"); });
 }
 
 std::size_t select_bytes(const Context& context, const SelectArgs&) {

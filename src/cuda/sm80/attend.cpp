@@ -6,7 +6,6 @@
 #include <string>
 #include <utility>
 
-#include "core/check.hpp"
 #include "core/workspace.hpp"
 #include "cuda/common/attend_problem.hpp"
 #include "cuda/common/fragment_table.cuh"
@@ -33,8 +32,8 @@ void with_instance(const Context& context, Shape shape, Visit&& visit) {
 }
 
 KeyFragment* take_table(core::Arena& arena, const Context& context, const AttendArgs& args) {
-  return arena.take<KeyFragment>(std::int64_t{key_fragments(context)} *
-                                 table_batches(context, args));
+  return arena.take<KeyFragment>(std::int64_t{context.key.fragments()} *
+                                 context.table_batches(args.lengths));
 }
 
 }  // namespace
@@ -75,8 +74,8 @@ void attend(const Context& context, Shape shape, const AttendArgs& args, Workspa
     parameters.key = context.key;
     parameters.k = head_rows("k", args.k);
     parameters.v = head_rows("v", args.v);
-    fill_fragment_table(with_lengths(context.key, args.lengths.key), table_batches(context, args),
-                        table, nullptr, 0, stream);
+    fill_fragment_table(with_lengths(context.key, args.lengths.key),
+                        context.table_batches(args.lengths), table, nullptr, 0, stream);
     Launch::run(parameters, blocks, stream);
   });
 }

@@ -11,6 +11,7 @@ template <class T, int HeadDim, Shape kShape>
 void AttendLaunch<T, HeadDim, kShape>::prepare() {
   using Config = typename AttendShape<HeadDim, kShape>::Config;
   allow_shared(attend_kernel<T, Config>, Config::kSharedBytes);
+  prefer_shared(attend_kernel<T, Config>);
 }
 
 template <class T, int HeadDim, Shape kShape>

@@ -3,6 +3,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <numbers>
+
 #include "core/workspace.hpp"
 #include "cuda/common/backward.hpp"
 #include "cuda/common/fragment_table.cuh"
@@ -32,41 +34,20 @@ void with_instances(const Context& context, Shape shape, Visit&& visit) {
   context.dtype() == DType::f16 ? by_shape(__half{}) : by_shape(__nv_bfloat16{});
 }
 
-/// What lies in the workspace.
-struct Memory {
-  BackwardParts parts;
-  KeyFragment* keys;
-  std::int32_t key_batches;  ///< of `keys`
-};
-
-std::int32_t fragments_of(const Side& side) { return side.tiles * side.fragments_per_tile; }
-
-Memory take(core::Arena& arena, const Context& context, const BackwardArgs& args) {
-  Memory memory;
-  memory.parts = take_backward_parts(arena, context, args);
-  memory.key_batches = args.lengths.key ? static_cast<std::int32_t>(context.batch()) : 1;
-  memory.keys =
-      arena.take<KeyFragment>(std::int64_t{fragments_of(context.key)} * memory.key_batches);
-  return memory;
-}
-
 template <class T>
 GradientParameters<T> common_parameters(const Context& context, const BackwardArgs& args,
-                                        const Memory& memory, const TileMaskView& mask,
+                                        const BackwardParts& parts, const TileMaskView& mask,
                                         const Side& own, const Side& other) {
   GradientParameters<T> p;
   p.own = own;
   p.other = other;
   const double scale = context.scale(args.scale);
   p.scale = static_cast<float>(scale);
-  p.scale_log2 = static_cast<float>(scale * 1.4426950408889634);
-  p.norms = memory.parts.rows;
-  p.query_fragments = fragments_of(context.query);
-  p.mask = reinterpret_cast<const std::uint32_t*>(mask.words);
-  p.mask_row = mask.shape.row_words() * 2;
-  p.mask_head = mask.head_stride * 2;
-  p.mask_batch = mask.batch_stride * 2;
-  p.other_fragments = fragments_of(other);
+  p.scale_log2 = static_cast<float>(scale * std::numbers::log2e);
+  p.norms = parts.rows;
+  p.query_fragments = context.query.fragments();
+  set_mask(p, mask);
+  p.other_fragments = other.fragments();
   p.per_tile = Divider(static_cast<std::uint32_t>(own.fragments_per_tile));
   p.query_heads = static_cast<std::int32_t>(context.heads());
   p.group = static_cast<std::int32_t>(context.group());
@@ -75,9 +56,8 @@ GradientParameters<T> common_parameters(const Context& context, const BackwardAr
 
 template <class T>
 GradientParameters<T> parameters_by_key(const Context& context, const BackwardArgs& args,
-                                        const Memory& memory) {
-  const BackwardParts& parts = memory.parts;
-  GradientParameters<T> p = common_parameters<T>(context, args, memory, parts.by_key,
+                                        const BackwardParts& parts) {
+  GradientParameters<T> p = common_parameters<T>(context, args, parts, parts.by_key,
                                                  with_lengths(context.key, args.lengths.key),
                                                  with_lengths(context.query, args.lengths.query));
   p.own_scores = head_rows("k", args.k);
@@ -90,8 +70,8 @@ GradientParameters<T> parameters_by_key(const Context& context, const BackwardAr
     p.coarse_scores = by_head<const float>(parts.dkc);
     p.coarse_weights = by_head<const float>(parts.dvc);
   }
-  p.own_table = memory.keys;
-  p.own_table_batch = memory.key_batches > 1 ? fragments_of(context.key) : 0;
+  p.own_table = parts.keys;
+  p.own_table_batch = parts.key_batches > 1 ? context.key.fragments() : 0;
   p.other_table = parts.queries;
   p.other_table_head = p.query_fragments;
   p.other_table_batch = p.query_fragments * context.heads();
@@ -100,9 +80,8 @@ GradientParameters<T> parameters_by_key(const Context& context, const BackwardAr
 
 template <class T>
 GradientParameters<T> parameters_by_query(const Context& context, const BackwardArgs& args,
-                                          const Memory& memory) {
-  const BackwardParts& parts = memory.parts;
-  GradientParameters<T> p = common_parameters<T>(context, args, memory, args.mask,
+                                          const BackwardParts& parts) {
+  GradientParameters<T> p = common_parameters<T>(context, args, parts, args.mask,
                                                  with_lengths(context.query, args.lengths.query),
                                                  with_lengths(context.key, args.lengths.key));
   p.own_scores = head_rows("q", args.q);
@@ -114,8 +93,8 @@ GradientParameters<T> parameters_by_query(const Context& context, const Backward
   p.own_table = parts.queries;
   p.own_table_head = p.query_fragments;
   p.own_table_batch = p.query_fragments * context.heads();
-  p.other_table = memory.keys;
-  p.other_table_batch = memory.key_batches > 1 ? p.other_fragments : 0;
+  p.other_table = parts.keys;
+  p.other_table_batch = parts.key_batches > 1 ? p.other_fragments : 0;
   return p;
 }
 
@@ -131,25 +110,22 @@ void prepare_backward(const Context& context, Shape shape) {
 
 std::size_t backward_bytes(const Context& context, const BackwardArgs& args) {
   core::Arena arena(nullptr);
-  take(arena, context, args);
+  take_backward_parts(arena, context, args);
   return arena.used();
 }
 
 void backward(const Context& context, Shape shape, const BackwardArgs& args, Workspace workspace,
               cudaStream_t stream) {
   core::Arena arena(workspace.data);
-  const Memory memory = take(arena, context, args);
-  require_aligned_rows("dq", args.dq);
-  require_aligned_rows("dk", args.dk);
-  require_aligned_rows("dv", args.dv);
+  const BackwardParts parts = take_backward_parts(arena, context, args);
   with_instances(context, shape, [&]<class T, class ByKey, class ByQuery>(T, ByKey, ByQuery) {
-    const auto by_key = parameters_by_key<T>(context, args, memory);
-    const auto by_query = parameters_by_query<T>(context, args, memory);
-    begin_backward(context, args, memory.parts, stream);
-    fill_fragment_table(with_lengths(context.key, args.lengths.key), memory.key_batches,
-                        memory.keys, nullptr, 0, stream);
-    const dim3 keys = item_blocks(fragments_of(context.key), context.key_heads(), context.batch());
-    const dim3 queries = item_blocks(fragments_of(context.query), context.heads(), context.batch());
+    const auto by_key = parameters_by_key<T>(context, args, parts);
+    const auto by_query = parameters_by_query<T>(context, args, parts);
+    begin_backward(context, args, parts, stream);
+    fill_fragment_table(with_lengths(context.key, args.lengths.key), parts.key_batches, parts.keys,
+                        nullptr, 0, stream);
+    const dim3 keys = item_blocks(context.key.fragments(), context.key_heads(), context.batch());
+    const dim3 queries = item_blocks(context.query.fragments(), context.heads(), context.batch());
     if (keys.x > 0) ByKey::run(by_key, keys, stream);
     if (queries.x > 0) ByQuery::run(by_query, queries, stream);
   });

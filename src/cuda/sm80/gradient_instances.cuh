@@ -11,6 +11,7 @@ template <class T, int HeadDim, bool ByKey, Shape kShape>
 void GradientLaunch<T, HeadDim, ByKey, kShape>::prepare() {
   using Config = typename GradientShape<HeadDim, ByKey, kShape>::Config;
   allow_shared(gradient_kernel<T, Config>, Config::kSharedBytes);
+  prefer_shared(gradient_kernel<T, Config>);
 }
 
 template <class T, int HeadDim, bool ByKey, Shape kShape>

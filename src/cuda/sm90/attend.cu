@@ -52,12 +52,12 @@ struct Schedule {
 
 Schedule make_schedule(const Context& context, const AttendArgs& args) {
   Schedule s;
-  s.query_fragments = context.query.tiles * context.query.fragments_per_tile;
-  s.key_fragments = key_fragments(context);
+  s.query_fragments = context.query.fragments();
+  s.key_fragments = context.key.fragments();
   s.items_per_head = core::ceil_div(s.query_fragments, kConsumers);
   s.items = s.items_per_head * context.heads() * context.batch();
   s.blocks = std::min<std::int64_t>(s.items, context.multiprocessors);
-  s.batches = table_batches(context, args);
+  s.batches = context.table_batches(args.lengths);
   if (outgrows_l2(context) && s.blocks > 0) {
     s.pace_fragments = kPaceFragments;
     s.pace_steps = core::ceil_div(s.key_fragments, kPaceFragments);
@@ -119,9 +119,7 @@ Verdict can_attend(const Problem& problem, const TileLayout& query, const TileLa
 
 void prepare_attend(const Context& context) {
   with_instance(context, [&]<class T, class Config>(T, Config) {
-    check(cudaFuncSetAttribute(attend_kernel<T, Config>,
-                               cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kSharedBytes),
-          "cudaFuncSetAttribute");
+    allow_shared(attend_kernel<T, Config>, Config::kSharedBytes);
   });
 }
 

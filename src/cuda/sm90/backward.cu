@@ -1,14 +1,13 @@
 #include "cuda/sm90/backward.hpp"
 
 #include <algorithm>
-#include <string>
+#include <numbers>
 
 #include "core/check.hpp"
 #include "core/workspace.hpp"
 #include "cuda/common/backward.hpp"
 #include "cuda/sm90/attend_kernel.cuh"
 #include "cuda/sm90/backward_consumer.cuh"
-#include "vidsparse/error.hpp"
 
 namespace vidsparse::cuda::sm90 {
 namespace {
@@ -74,8 +73,8 @@ Pass make_pass(const Context& context, bool by_key) {
   const Side& own = by_key ? context.key : context.query;
   const Side& other = by_key ? context.query : context.key;
   Pass pass;
-  pass.own_fragments = own.tiles * own.fragments_per_tile;
-  pass.other_fragments = other.tiles * other.fragments_per_tile;
+  pass.own_fragments = own.fragments();
+  pass.other_fragments = other.fragments();
   pass.heads = static_cast<std::int32_t>(by_key ? context.key_heads() : context.heads());
   pass.members = static_cast<std::int32_t>(by_key ? context.group() : 1);
   pass.items_per_head =
@@ -96,19 +95,13 @@ Pass make_pass(const Context& context, bool by_key) {
 /// What lies in the workspace.
 struct Memory {
   BackwardParts parts;
-  KeyFragment* keys;
-  std::int32_t key_batches;  ///< of `keys`
-  std::uint32_t* arrivals;   ///< by key, then by query
+  std::uint32_t* arrivals;  ///< by key, then by query
 };
 
 Memory take(core::Arena& arena, const Context& context, const BackwardArgs& args,
             const Pass& by_key, const Pass& by_query) {
-  Memory memory;
-  memory.parts = take_backward_parts(arena, context, args);
-  memory.key_batches = args.lengths.key ? static_cast<std::int32_t>(context.batch()) : 1;
-  memory.keys = arena.take<KeyFragment>(std::int64_t{by_key.own_fragments} * memory.key_batches);
-  memory.arrivals = arena.take<std::uint32_t>(by_key.arrivals + by_query.arrivals);
-  return memory;
+  BackwardParts parts = take_backward_parts(arena, context, args);
+  return {parts, arena.take<std::uint32_t>(by_key.arrivals + by_query.arrivals)};
 }
 
 /// What both passes have in common.
@@ -118,7 +111,7 @@ BackwardParameters<T> make_parameters(const Context& context, const BackwardArgs
   BackwardParameters<T> p;
   const double scale = context.scale(args.scale);
   p.scale = static_cast<float>(scale);
-  p.scale_log2 = static_cast<float>(scale * 1.4426950408889634);
+  p.scale_log2 = static_cast<float>(scale * std::numbers::log2e);
   p.rows = memory.parts.rows;
   p.key_fragments = pass.other_fragments;
   p.fragments_per_tile = Divider(static_cast<std::uint32_t>(context.key.fragments_per_tile));
@@ -132,14 +125,6 @@ BackwardParameters<T> make_parameters(const Context& context, const BackwardArgs
   p.pace_steps = static_cast<std::int32_t>(pass.pace_steps);
   p.pace_slack = kPaceSlack;
   return p;
-}
-
-template <class T>
-void set_mask(BackwardParameters<T>& p, const TileMaskView& mask) {
-  p.mask = reinterpret_cast<const std::uint32_t*>(mask.words);
-  p.mask_row = mask.shape.row_words() * 2;
-  p.mask_head = mask.head_stride * 2;
-  p.mask_batch = mask.batch_stride * 2;
 }
 
 template <class T>
@@ -180,8 +165,8 @@ BackwardParameters<T> parameters_by_query(const Context& context, const Backward
   p.d_scores = by_token<T>(args.dq);
   p.coarse_scores = static_cast<const float*>(memory.parts.dqc.data);
   set_mask(p, args.mask);
-  p.table = memory.keys;
-  p.table_batch = memory.key_batches > 1 ? pass.other_fragments : 0;
+  p.table = memory.parts.keys;
+  p.table_batch = memory.parts.key_batches > 1 ? pass.other_fragments : 0;
   p.clear_pads = static_cast<bool>(args.lengths.key);
   p.group = static_cast<std::int32_t>(context.group());
   if (pass.arrivals > 0) p.arrivals = memory.arrivals + first_arrival;
@@ -193,12 +178,8 @@ BackwardParameters<T> parameters_by_query(const Context& context, const Backward
 void prepare_backward(const Context& context) {
   prepare_coarse_backward(context);
   with_instances(context, [&]<class T, class ByKey, class ByQuery>(T, ByKey, ByQuery) {
-    const auto allow = [](auto kernel, int bytes) {
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-            "cudaFuncSetAttribute");
-    };
-    allow(backward_kernel<T, ByKey>, ByKey::kSharedBytes);
-    allow(backward_kernel<T, ByQuery>, ByQuery::kSharedBytes);
+    allow_shared(backward_kernel<T, ByKey>, ByKey::kSharedBytes);
+    allow_shared(backward_kernel<T, ByQuery>, ByQuery::kSharedBytes);
   });
 }
 
@@ -212,9 +193,6 @@ void backward(const Context& context, const BackwardArgs& args, Workspace worksp
               cudaStream_t stream) {
   const Pass by_key = make_pass(context, true);
   const Pass by_query = make_pass(context, false);
-  require_aligned_rows("dq", args.dq);
-  require_aligned_rows("dk", args.dk);
-  require_aligned_rows("dv", args.dv);
   core::Arena arena(workspace.data);
   const Memory memory = take(arena, context, args, by_key, by_query);
   with_instances(context, [&]<class T, class ByKey, class ByQuery>(T, ByKey, ByQuery) {
@@ -222,8 +200,9 @@ void backward(const Context& context, const BackwardArgs& args, Workspace worksp
     const auto keys = parameters_by_key<T>(context, args, by_key, memory);
     const auto queries = parameters_by_query<T>(context, args, by_query, memory, by_key.arrivals);
     begin_backward(context, args, memory.parts, stream);
-    fill_fragment_table(with_lengths(context.key, args.lengths.key), memory.key_batches,
-                        memory.keys, memory.arrivals, by_key.arrivals + by_query.arrivals, stream);
+    fill_fragment_table(with_lengths(context.key, args.lengths.key), memory.parts.key_batches,
+                        memory.parts.keys, memory.arrivals, by_key.arrivals + by_query.arrivals,
+                        stream);
     const auto launch = [&](auto kernel, const Pass& pass, const auto& parameters, auto config) {
       if (pass.items == 0) return;
       using Config = decltype(config);
