@@ -51,19 +51,7 @@ void run_both(const std::string& backend, const RandomProblem& r, bool captured,
     args.coarse_max = memory.at(results.coarse_max.ref);
     args.coarse_sum = memory.at(results.coarse_sum.ref);
   }
-  BackwardArgs backward;
-  backward.q = args.q;
-  backward.k = args.k;
-  backward.v = args.v;
-  backward.lengths = args.lengths;
-  backward.scale = args.scale;
-  backward.mask = args.mask;
-  backward.gate = args.gate;
-  backward.out = args.out;
-  backward.lse = args.lse;
-  backward.oc = args.oc;
-  backward.coarse_max = args.coarse_max;
-  backward.coarse_sum = args.coarse_sum;
+  BackwardArgs backward = backward_of(args);
   backward.dout = memory.at(r.dout.ref);
   if (r.with_dlse) backward.dlse = memory.at(r.dlse.ref);
   backward.dq = memory.at(results.dq);

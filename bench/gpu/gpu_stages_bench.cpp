@@ -270,17 +270,7 @@ class Bench {
         forward.coarse_sum = rows(sum, tiles_);
       }
       calling(&Plan::forward, forward)();
-      BackwardArgs args;
-      args.q = forward.q;
-      args.k = forward.k;
-      args.v = forward.v;
-      args.mask = forward.mask;
-      args.gate = forward.gate;
-      args.out = forward.out;
-      args.lse = forward.lse;
-      args.oc = forward.oc;
-      args.coarse_max = forward.coarse_max;
-      args.coarse_sum = forward.coarse_sum;
+      BackwardArgs args = backward_of(forward);
       args.dout = tokens(dout);
       args.dq = tokens(dq);
       args.dk = tokens(dk);

@@ -103,6 +103,25 @@ struct BackwardArgs {
   TensorRef dgate;        ///< with a tensor gate, optional: [B, Sq, H, D]
 };
 
+/// The arguments of the backward of a forward that gave everything that is saved. Yet to be filled
+/// in: dout, dlse and the gradients.
+inline BackwardArgs backward_of(const ForwardArgs& forward) {
+  BackwardArgs args;
+  args.q = forward.q;
+  args.k = forward.k;
+  args.v = forward.v;
+  args.lengths = forward.lengths;
+  args.scale = forward.scale;
+  args.mask = forward.mask;
+  args.gate = forward.gate;
+  args.out = forward.out;
+  args.lse = forward.lse;
+  args.oc = forward.oc;
+  args.coarse_max = forward.coarse_max;
+  args.coarse_sum = forward.coarse_sum;
+  return args;
+}
+
 /// Scratch memory, the caller's: 64-byte aligned, at least Plan::workspace_bytes(args) of it, on
 /// the plan's device. Holds nothing between calls.
 struct Workspace {
