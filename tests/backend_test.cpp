@@ -24,7 +24,7 @@ class BackendTest : public ::testing::TestWithParam<Target> {
       EXPECT_TRUE(memory->intact()) << name << ": written outside of the tensor\n"
                                     << problem.to_string();
     }
-    for (const reference::Report& report : judge(problem, GetParam(), results)) {
+    for (const reference::Report& report : judge(problem, results)) {
       if (!judge_rms && report.what.ends_with("RMS error")) continue;
       failures_ += report.ok ? 0 : 1;
       EXPECT_TRUE(report.ok) << report.to_string() << "\n" << problem.to_string();

@@ -233,15 +233,7 @@ TEST_P(CudaBackward, FirstStepsOfRandomProblems) {
     Poisoned workspace(counted.used());
     std::byte* host = workspace.give_bytes(counted.used());
     DeviceMemory memory(kGpu);
-    for (const PoisonedTensor* input : {&r.q, &r.k, &r.v, &r.gate_tensor, &r.dout, &r.dlse}) {
-      memory.add(input->memory.storage().data(), input->memory.storage().size());
-    }
-    for (const auto* lengths : {&r.query_lengths, &r.key_lengths}) {
-      memory.add(lengths->data(), lengths->size() * sizeof(std::int32_t));
-    }
-    for (const auto& [name, output] : c.results.memory()) {
-      memory.add_written(output->storage().data(), output->storage().size());
-    }
+    copy_to_device(r, c.results, memory);
     memory.add_written(workspace.storage().data(), workspace.storage().size());
     BackwardArgs args = c.args;
     for (TensorView* tensor :

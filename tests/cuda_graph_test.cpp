@@ -24,16 +24,7 @@ class CudaGraph : public GpuTest {};
 void run_both(const std::string& backend, const RandomProblem& r, bool captured, Results& results) {
   const Plan plan(r.problem(), {kGpu, backend, {}});
   DeviceMemory memory(kGpu);
-  for (const PoisonedTensor* input : {&r.q, &r.k, &r.v, &r.gate_tensor, &r.dout, &r.dlse}) {
-    memory.add(input->memory.storage().data(), input->memory.storage().size());
-  }
-  for (const auto* lengths : {&r.query_lengths, &r.key_lengths}) {
-    memory.add(lengths->data(), lengths->size() * sizeof(std::int32_t));
-  }
-  memory.add(r.always.view().words, static_cast<std::size_t>(r.always.shape().words()) * 8);
-  for (const auto& [name, output] : results.memory()) {
-    memory.add_written(output->storage().data(), output->storage().size());
-  }
+  copy_to_device(r, results, memory);
   ForwardArgs args;
   args.q = memory.at(r.q.ref);
   args.k = memory.at(r.k.ref);

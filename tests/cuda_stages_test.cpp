@@ -331,16 +331,7 @@ TEST_P(CudaStages, PoolAndSelectOfRandomProblems) {
     const Plan plan(r.problem(), {kGpu, GetParam(), {}});
     Results results(r);
     DeviceMemory memory(kGpu);
-    for (const PoisonedTensor* input : {&r.q, &r.k, &r.v}) {
-      memory.add(input->memory.storage().data(), input->memory.storage().size());
-    }
-    for (const auto* lengths : {&r.query_lengths, &r.key_lengths}) {
-      memory.add(lengths->data(), lengths->size() * sizeof(std::int32_t));
-    }
-    memory.add(r.always.view().words, static_cast<std::size_t>(r.always.shape().words()) * 8);
-    for (const auto& [name, output] : results.memory()) {
-      memory.add_written(output->storage().data(), output->storage().size());
-    }
+    copy_to_device(r, results, memory);
     PoolArgs pool;
     pool.q = memory.at(r.q.ref);
     pool.k = memory.at(r.k.ref);

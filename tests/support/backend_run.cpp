@@ -7,7 +7,6 @@
 #include <thread>
 #include <tuple>
 
-#include "device/device_memory.hpp"
 #include "reference/side.hpp"
 
 namespace vidsparse::testing {
@@ -57,7 +56,7 @@ class Runner {
         memory_(target.device) {}
 
   void run(Results& results) {
-    place(results);
+    copy_to_device(r_, results, memory_);
     run_stages(results);
     memory_.fetch();
     if (r_.use != Use::whole) return;
@@ -67,23 +66,6 @@ class Runner {
   }
 
  private:
-  /// Copies everything that calls read or write to the device.
-  void place(Results& results) {
-    for (const PoisonedTensor* tensor : {&r_.q, &r_.k, &r_.v, &r_.gate_tensor, &r_.dout, &r_.dlse,
-                                         &r_.qc, &r_.kc, &r_.vc, &r_.oc}) {
-      memory_.add(tensor->memory.storage().data(), tensor->memory.storage().size());
-    }
-    for (const std::vector<std::int32_t>* lengths : {&r_.query_lengths, &r_.key_lengths}) {
-      memory_.add(lengths->data(), lengths->size() * sizeof(std::int32_t));
-    }
-    for (const TileMask* mask : {&r_.always, &r_.caller_mask}) {
-      memory_.add(mask->view().words, static_cast<std::size_t>(mask->shape().words()) * 8);
-    }
-    for (const auto& [name, output] : results.memory()) {
-      memory_.add_written(output->storage().data(), output->storage().size());
-    }
-  }
-
   void run_stages(Results& results) const {
     if (r_.use == Use::whole) {
       pool(results);
@@ -194,7 +176,6 @@ class Runner {
   }
 
   void backward(Results& results) const {
-    if (!target_.backward) return;
     BackwardArgs args = inputs<BackwardArgs>();
     args.mask = r_.use == Use::whole ? TileMaskView(results.mask) : r_.mask_view;
     args.out = results.out.ref;
@@ -220,7 +201,7 @@ class Runner {
 };
 
 /// Holds the results of a run against the reference's, as the spec says.
-std::vector<Report> judge_strictly(const RandomProblem& r, bool backward, Results& results) {
+std::vector<Report> judge_strictly(const RandomProblem& r, Results& results) {
   OpInputs inputs;
   inputs.q = r.q.ref;
   inputs.k = r.k.ref;
@@ -266,7 +247,7 @@ std::vector<Report> judge_strictly(const RandomProblem& r, bool backward, Result
   inputs.dout = r.dout.ref;
   if (r.with_dlse) inputs.dlse = r.dlse.ref;
   const bool with_backward =
-      backward && (r.use == Use::whole || (r.use == Use::block_sparse && r.gate.is_none()));
+      r.use == Use::whole || (r.use == Use::block_sparse && r.gate.is_none());
   Answers exact = answer_forward(r.setting, exactly, inputs);
   if (with_backward) answer_backward(r.setting, exactly, inputs, exact);
   const std::vector<Answers> plain =
@@ -323,7 +304,7 @@ std::vector<Target> targets() {
     // Where both shapes of its kernels were built for, not only the one that is right there.
     const bool both = backend.name == "sm80" && backend.verdict.reason == "compute capability 9.0";
     for (const char* shape : both ? std::vector{"large", "small"} : std::vector{""}) {
-      list.push_back({backend.name, shape, backend.verdict, gpu, true, {.gpu = true}});
+      list.push_back({backend.name, shape, backend.verdict, gpu, {.gpu = true}});
     }
   }
   return list;
@@ -389,12 +370,28 @@ std::vector<std::pair<const char*, Poisoned*>> Results::memory() {
           {"dv", &dv_memory}};
 }
 
+void copy_to_device(const RandomProblem& r, Results& results, DeviceMemory& memory) {
+  for (const PoisonedTensor* tensor :
+       {&r.q, &r.k, &r.v, &r.gate_tensor, &r.dout, &r.dlse, &r.qc, &r.kc, &r.vc, &r.oc}) {
+    memory.add(tensor->memory.storage().data(), tensor->memory.storage().size());
+  }
+  for (const std::vector<std::int32_t>* lengths : {&r.query_lengths, &r.key_lengths}) {
+    memory.add(lengths->data(), lengths->size() * sizeof(std::int32_t));
+  }
+  for (const TileMask* mask : {&r.always, &r.caller_mask}) {
+    memory.add(mask->view().words, static_cast<std::size_t>(mask->shape().words()) * 8);
+  }
+  for (const auto& [name, output] : results.memory()) {
+    memory.add_written(output->storage().data(), output->storage().size());
+  }
+}
+
 void run(const RandomProblem& problem, const Target& target, int threads, Results& results) {
   Runner(problem, target, threads).run(results);
 }
 
-std::vector<Report> judge(const RandomProblem& problem, const Target& target, Results& results) {
-  std::vector<Report> reports = judge_strictly(problem, target.backward, results);
+std::vector<Report> judge(const RandomProblem& problem, Results& results) {
+  std::vector<Report> reports = judge_strictly(problem, results);
   // On a handful of rows plain's error is a single draw, and so is ours: 2x and 1.5x are then no
   // bounds that a better kernel can be sure to keep.
   const std::int64_t rows = distinct_rows(problem);

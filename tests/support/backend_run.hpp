@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "device/device_memory.hpp"
 #include "reference/check.hpp"
 #include "support/random_problem.hpp"
 
@@ -16,7 +17,6 @@ struct Target {
   std::string isa;
   Verdict verdict;
   Device device = {};
-  bool backward = true;  ///< has a backward pass
   Limits limits = {};
 };
 
@@ -42,6 +42,9 @@ struct Results {
   std::vector<std::pair<const char*, Poisoned*>> memory();
 };
 
+/// Copies all that a problem's calls read or write to the device of `memory`.
+void copy_to_device(const RandomProblem& problem, Results& results, tools::DeviceMemory& memory);
+
 /// Runs everything a problem is for on the target that is forced, each call with a poisoned
 /// workspace of exactly the bytes it asks for.
 /// Memory is copied to the target's device and, with outputs, back.
@@ -49,7 +52,6 @@ void run(const RandomProblem& problem, const Target& target, int threads, Result
 
 /// Holds the results of a run against the reference's, as the spec says; on fewer than 64 rows that
 /// differ the bounds that plain's error sets are widened.
-std::vector<reference::Report> judge(const RandomProblem& problem, const Target& target,
-                                     Results& results);
+std::vector<reference::Report> judge(const RandomProblem& problem, Results& results);
 
 }  // namespace vidsparse::testing
