@@ -1,4 +1,4 @@
-"""Torch's profile of one layer: which kernels a forward and, where there is one, a backward launch.
+"""Torch's profile of one layer: which kernels a forward and a backward launch.
 
     python bench/profile_layer.py [--device cuda] [--grid 20 32 52] [--heads 12] [--json FILE]
 """
