@@ -8,6 +8,8 @@
 #include <random>
 #include <vector>
 
+#include "cuda/common/edge_box.cuh"
+
 namespace vidsparse::cuda {
 namespace {
 
@@ -113,6 +115,86 @@ TEST(CudaSide, FragmentsHoldTheTokensOfTheirTile) {
       }
     }
   }
+}
+
+/// The tokens of a fragment, in the order of an edge box's slots.
+std::vector<std::int32_t> tokens_in(const EdgeBox& box, const Fragment& fragment) {
+  std::vector<std::int32_t> tokens;
+  const Triple sides = box.sides();
+  for (std::int32_t t = 0; t < sides.t; ++t) {
+    for (std::int32_t h = 0; h < sides.h; ++h) {
+      for (std::int32_t w = 0; w < sides.w; ++w) {
+        const Triple& extent = fragment.extent;
+        const bool valid = t < extent.t && h < extent.h && w < extent.w;
+        tokens.push_back(
+            valid ? fragment.first_token + t * fragment.stride_t + h * fragment.stride_h + w : -1);
+      }
+    }
+  }
+  return tokens;
+}
+
+TEST(CudaSide, EdgeBoxesHoldAllTokensOfTheirFragments) {
+  const std::uint64_t seed = std::random_device{}();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  Dice dice(seed);
+  const std::vector<TileShape> shapes = {{4, 4, 4}, {3, 8, 8}, {2, 8, 4}, {1, 8, 8}, {1, 1, 64}};
+  int held = 0;
+  for (int round = 0; round < 300; ++round) {
+    const TileShape tile = shapes[static_cast<std::size_t>(dice.between(0, 4))];
+    const TileLayout layout(random_sequence(dice, tile), tile);
+    const std::int64_t columns = layout.length_columns();
+    std::vector<std::int32_t> lengths(static_cast<std::size_t>(columns));
+    for (std::int32_t& length : lengths) length = static_cast<std::int32_t>(dice.between(-3, 300));
+    const bool limited = columns > 0 && dice.between(0, 1) == 0;
+    Side side = make_side(layout);
+    if (limited) {
+      side = with_lengths(side, TensorView::dense(lengths.data(), DType::i32, 2, {1, columns}));
+    }
+    const EdgeBoxes edges = make_edge_boxes(side, limited);
+    for (std::int32_t i = 0; i < edges.count; ++i) {
+      ASSERT_TRUE(edges.boxes[i].units() == 1 || edges.boxes[i].units() == 2);
+      ASSERT_GE(edges.boxes[i].units(), edges.boxes[0].units());
+      ASSERT_EQ(edges.boxes[i].sides().t * edges.boxes[i].sides().h * edges.boxes[i].sides().w,
+                edges.boxes[i].units() * EdgeBox::kUnit);
+    }
+    for (std::int32_t j = 0; j < side.tiles; ++j) {
+      for (std::int32_t f = 0; f < side.fragments_per_tile; ++f) {
+        const Fragment fragment = side.fragment(0, j, f);
+        if (fragment.count() == 0) continue;
+        const std::int32_t found = edges.find(fragment);
+        if (found < 0) continue;
+        ++held;
+        const EdgeBox& box = edges.boxes[found];
+        const std::vector<std::int32_t> tokens = tokens_in(box, fragment);
+        std::vector<std::int32_t> valid;
+        for (std::int32_t slot = 0; slot < 32; ++slot) {
+          if ((box.valid_slots(fragment) >> slot & 1) == 0) continue;
+          ASSERT_LT(slot, box.units() * EdgeBox::kUnit);
+          valid.push_back(tokens[static_cast<std::size_t>(slot)]);
+        }
+        std::vector<std::int32_t> expected;
+        for (std::int32_t slot = 0; slot < kFragment; ++slot) {
+          if (fragment.token(slot) >= 0) expected.push_back(fragment.token(slot));
+        }
+        ASSERT_EQ(valid, expected) << layout.sequence().to_string() << " tile " << j;
+      }
+    }
+  }
+  EXPECT_GT(held, 0);
+}
+
+TEST(CudaSide, EdgeBoxesOfAVideo) {
+  const EdgeBoxes edges =
+      make_edge_boxes(make_side(TileLayout(Sequence{Video{21, 46, 80}}, {4, 4, 4})), false);
+  ASSERT_EQ(edges.count, 2);
+  EXPECT_EQ(edges.boxes[0].units(), 1);  // one frame of four
+  EXPECT_EQ(edges.boxes[0].log_t, 0);
+  EXPECT_EQ(edges.boxes[1].units(), 2);  // two rows of four
+  EXPECT_EQ(edges.boxes[1].log_h, 1);
+  EXPECT_EQ(
+      make_edge_boxes(make_side(TileLayout(Sequence{Video{20, 32, 51}}, {4, 4, 4})), false).count,
+      0);
 }
 
 TEST(CudaSide, RefusesWhatItCannotDescribe) {

@@ -7,7 +7,8 @@
 namespace vidsparse::cuda {
 namespace {
 
-__global__ void fragment_table_kernel(const __grid_constant__ Side side, std::int32_t batches,
+__global__ void fragment_table_kernel(const __grid_constant__ Side side,
+                                      const __grid_constant__ EdgeBoxes edges, std::int32_t batches,
                                       KeyFragment* table, std::uint32_t* counters,
                                       std::int64_t count) {
   const std::int64_t step = std::int64_t{gridDim.x} * blockDim.x;
@@ -22,8 +23,14 @@ __global__ void fragment_table_kernel(const __grid_constant__ Side side, std::in
     KeyFragment entry;
     entry.valid = fragment.valid_slots();
     if (entry.valid != 0) {
+      const std::int32_t edge = edges.find(fragment);
+      if (edge >= 0) {
+        const EdgeBox& box = edges.boxes[edge];
+        entry.valid = KeyFragment::edge(box.valid_slots(fragment), box.units());
+      }
       entry.w = fragment.origin.w;
-      entry.place = KeyFragment::pack(fragment.origin.h, fragment.origin.t, fragment.segment);
+      entry.place = KeyFragment::pack(fragment.origin.h, fragment.origin.t,
+                                      edge >= 0 ? Side::kMaxSegments + edge : fragment.segment);
     }
     table[i] = entry;
   }
@@ -32,13 +39,14 @@ __global__ void fragment_table_kernel(const __grid_constant__ Side side, std::in
 }  // namespace
 
 void fill_fragment_table(const Side& side, std::int32_t batches, KeyFragment* table,
-                         std::uint32_t* counters, std::int64_t count, cudaStream_t stream) {
+                         std::uint32_t* counters, std::int64_t count, cudaStream_t stream,
+                         const EdgeBoxes& edges) {
   constexpr std::int64_t kThreads = 256;
   const std::int64_t entries = std::int64_t{side.fragments()} * batches;
   const std::int64_t blocks = (std::max(entries, count) + kThreads - 1) / kThreads;
   if (blocks == 0) return;
   fragment_table_kernel<<<static_cast<unsigned>(std::min<std::int64_t>(blocks, 1024)), kThreads, 0,
-                          stream>>>(side, batches, table, counters, count);
+                          stream>>>(side, edges, batches, table, counters, count);
   check(cudaGetLastError(), "fragment table");
 }
 

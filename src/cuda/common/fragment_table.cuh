@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "cuda/common/edge_box.cuh"
 #include "cuda/common/geometry.cuh"
 
 namespace vidsparse::cuda {
@@ -12,15 +13,26 @@ namespace vidsparse::cuda {
 /// slots hold valid tokens. Worked out once a call, so that loading threads never divide.
 struct alignas(16) KeyFragment {
   std::int32_t w = 0;       ///< coordinates of slot 0 in its segment's grid
-  std::uint32_t place = 0;  ///< h, t and the segment, see below
-  std::uint64_t valid = 0;  ///< bit s: slot s; 0: nothing to attend
+  std::uint32_t place = 0;  ///< h, t and the map: the segment, or an edge box, see below
+  std::uint64_t valid = 0;  ///< bit s: slot s; 0: nothing to attend; of an edge box, see below
+
+  // What lies in an edge box has its valid slots, at most 32, in the low half, and in the high half
+  // the units it takes and the last bit: no fragment has its last slot valid without all others.
+  static constexpr std::uint32_t kEdge = 1U << 31;
+  static constexpr std::uint64_t edge(std::uint32_t valid_slots, std::int32_t units) {
+    return std::uint64_t{kEdge | static_cast<std::uint32_t>(units)} << 32 | valid_slots;
+  }
+  static constexpr bool is_edge(std::uint32_t high) { return (high & kEdge) != 0 && high != ~0U; }
+  static constexpr std::int32_t units(std::uint32_t high) {
+    return static_cast<std::int32_t>(high & ~kEdge);
+  }
 
   static constexpr std::int32_t kMaxHeight = 1 << 16;
   static constexpr std::int32_t kMaxFrames = 1 << 12;
 
-  static constexpr std::uint32_t pack(std::int32_t h, std::int32_t t, std::int32_t segment) {
+  static constexpr std::uint32_t pack(std::int32_t h, std::int32_t t, std::int32_t map) {
     return static_cast<std::uint32_t>(h) | static_cast<std::uint32_t>(t) << 16 |
-           static_cast<std::uint32_t>(segment) << 28;
+           static_cast<std::uint32_t>(map) << 28;
   }
   static constexpr std::int32_t height(std::uint32_t place) {
     return static_cast<std::int32_t>(place & 0xFFFF);
@@ -28,14 +40,16 @@ struct alignas(16) KeyFragment {
   static constexpr std::int32_t frame(std::uint32_t place) {
     return static_cast<std::int32_t>(place >> 16 & 0xFFF);
   }
-  static constexpr std::int32_t segment(std::uint32_t place) {
+  static constexpr std::int32_t map(std::uint32_t place) {
     return static_cast<std::int32_t>(place >> 28);
   }
 };
 
 /// Fills `table`, [batches, tiles * fragments per tile] in order of tile and fragment, and zeroes
-/// `count` counters: one launch. `batches` is 1 where no run-time lengths tell them apart.
+/// `count` counters: one launch. `batches` is 1 where no run-time lengths tell them apart. What
+/// fits one of `edges` is described by it; its map is Side::kMaxSegments + its index.
 void fill_fragment_table(const Side& side, std::int32_t batches, KeyFragment* table,
-                         std::uint32_t* counters, std::int64_t count, cudaStream_t stream);
+                         std::uint32_t* counters, std::int64_t count, cudaStream_t stream,
+                         const EdgeBoxes& edges = {});
 
 }  // namespace vidsparse::cuda

@@ -15,7 +15,7 @@ struct alignas(16) ListedFragment {
   std::uint64_t valid;       ///< bit s: slot s
 
   __device__ static ListedFragment of(const Side& side, int number, const uint4& entry) {
-    const int index = KeyFragment::segment(entry.y);
+    const int index = KeyFragment::map(entry.y);
     const Raster& segment = side.segments[index];
     const int row = KeyFragment::frame(entry.y) * segment.grid.h + KeyFragment::height(entry.y);
     return {segment.first_token + row * segment.grid.w + static_cast<int>(entry.x),

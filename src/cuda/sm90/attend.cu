@@ -79,12 +79,15 @@ Memory take(core::Arena& arena, const Schedule& schedule) {
 
 template <class T>
 AttendParameters<T> make_parameters(const Context& context, const AttendArgs& args,
-                                    const Schedule& schedule, const Memory& memory) {
+                                    const Schedule& schedule, const Memory& memory,
+                                    const EdgeBoxes& edges) {
   AttendParameters<T> p;
+  static_assert(sizeof p <= 4096);  // more needs a driver of CUDA 12.1
   static_cast<AttendProblem<T>&>(p) = make_attend_problem<T>(context, args, memory.table);
-  p.k = make_tensor_maps("k", args.k, context.key);
-  p.v = make_tensor_maps("v", args.v, context.key);
+  p.k = make_tensor_maps("k", args.k, context.key, edges);
+  p.v = make_tensor_maps("v", args.v, context.key, edges);
   p.clear_pads = static_cast<bool>(args.lengths.key);
+  if (edges.count > 0) p.filler_units = edges.boxes[0].units();
   p.items_per_head = static_cast<std::int32_t>(schedule.items_per_head);
   p.items = static_cast<std::int32_t>(schedule.items);
   if (schedule.arrivals > 0) p.arrivals = memory.arrivals;
@@ -136,10 +139,11 @@ void attend(const Context& context, const AttendArgs& args, Workspace workspace,
   require_aligned_rows(args);
   core::Arena arena(workspace.data);
   const Memory memory = take(arena, schedule);
+  const EdgeBoxes edges = make_edge_boxes(context.key, static_cast<bool>(args.lengths.key));
   with_instance(context, [&]<class T, class Config>(T, Config) {
-    const AttendParameters<T> parameters = make_parameters<T>(context, args, schedule, memory);
+    const auto parameters = make_parameters<T>(context, args, schedule, memory, edges);
     fill_fragment_table(with_lengths(context.key, args.lengths.key), schedule.batches, memory.table,
-                        memory.arrivals, schedule.arrivals, stream);
+                        memory.arrivals, schedule.arrivals, stream, edges);
     attend_kernel<T, Config><<<static_cast<unsigned>(schedule.blocks), Config::kThreads,
                                Config::kSharedBytes, stream>>>(parameters);
     check(cudaGetLastError(), "attend");

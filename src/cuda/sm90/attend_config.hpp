@@ -19,6 +19,8 @@ namespace vidsparse::cuda::sm90 {
 ///   queue[consumer]         V's loader -> consumers: which slots to use, in order
 ///   credit[item parity]     consumers -> planner: 4 warps x 3, once an item (three query
 ///                           fragments); keeps it within two items, so that queues never overflow
+///   masks[load]             planner -> consumers: the valid slots of what is partly so
+///   held[list]              the planner's own: edge boxes that wait for others to fill a slot with
 template <int HeadDim>
 struct AttendConfig {
   static constexpr int kHeadDim = HeadDim;
@@ -34,9 +36,12 @@ struct AttendConfig {
   // A V slot is in use for longer than its K slot: until its weights are there and multiplied.
   static constexpr int kKeySlots = 5 * 128 / HeadDim;
   static constexpr int kValueSlots = 6 * 128 / HeadDim;
-  static constexpr int kQueue = 16;   ///< commands of a consumer: value slots + 2 items' ends fit
-  static constexpr int kRanks = 64;   ///< of the plan
-  static constexpr int kOrders = 32;  ///< from planner to loaders
+  static constexpr int kQueue = 16;     ///< commands of a consumer: value slots + 2 items' ends fit
+  static constexpr int kRanks = 64;     ///< of the plan
+  static constexpr int kOrders = 32;    ///< from planner to loaders
+  static constexpr bool kEdges = true;  ///< several edge boxes share a slot
+  static constexpr int kMaskRing =
+      64;  ///< loads planned and not yet attended: orders + value slots
 
   // Bytes from the start of shared memory, which is 1024-byte aligned.
   static constexpr int kQuery = 0;
@@ -53,16 +58,19 @@ struct AttendConfig {
   static constexpr int kDone = kPlan + 4 * kConsumers * kRanks;
   static constexpr int kRowSlots = 0;  ///< nothing comes with a slot of K
   static constexpr int kRowBytes = 0;
-  static constexpr int kSharedBytes = kDone + 4 * 2;
+  static constexpr int kMasks = kDone + 4 * 2;
+  static constexpr int kHeld = kMasks + 8 * kMaskRing;
+  static constexpr int kSharedBytes = kHeld + 4 * 4 * (kConsumers + 1);
   static_assert(kSharedBytes <= 227 * 1024);
   static_assert(kQueue >= kValueSlots + 2);
+  static_assert(kMaskRing >= kOrders + kValueSlots);
 };
 
 /// What a consumer is told: to attend a key fragment, or that its item is done.
 ///   31..30 lap of the queue   29 end   28 some slots are not valid, or of an end: not the item's,
 ///   only that of its wide fragments
 ///   27..24 key slot   23 its parity   22..19 value slot   18 its parity
-///   17..0 index in the fragment table
+///   17..0 index in the fragment table; where the kernel has a ring of masks, in that
 struct Command {
   static constexpr std::uint32_t kEnd = 1U << 29;
   static constexpr std::uint32_t kPartial = 1U << 28;
@@ -75,6 +83,9 @@ struct Command {
   static constexpr std::uint32_t value_slot(std::uint32_t command) { return command >> 19 & 15; }
   static constexpr std::uint32_t value_parity(std::uint32_t command) { return command >> 18 & 1; }
   static constexpr std::uint32_t fragment(std::uint32_t command) { return command & 0x3FFFF; }
+  static constexpr std::uint32_t with_fragment(std::uint32_t command, std::uint32_t fragment) {
+    return (command & ~std::uint32_t{0x3FFFF}) | fragment;
+  }
   static constexpr std::uint32_t pack(std::uint32_t key_slot, std::uint32_t key_parity,
                                       std::uint32_t value_slot, std::uint32_t value_parity) {
     return key_slot << 24 | key_parity << 23 | value_slot << 19 | value_parity << 18;

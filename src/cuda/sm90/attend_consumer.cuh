@@ -48,7 +48,7 @@ class Consumer {
       ask_for_gate(at);
 #pragma unroll
       for (float& value : output) value = 0;
-      attend(at.item, softmax, output);
+      attend(softmax, output);
       if (lane_ == 0) ptx::mbarrier_arrive(address_ + Config::kCredit + 8 * (wave & 1));
       ptx::barrier_sync(1 + index_, 128);  // all warps are done with the query rows
       const int next = index + static_cast<int>(gridDim.x);
@@ -88,7 +88,7 @@ class Consumer {
   /// warps, so they decide together: while the products before are under way, which hides the time
   /// that takes, and once more after them if the fragment was not there yet. Not between products:
   /// ptxas serializes them when they are waited for in a branch.
-  __device__ void attend(const Item& item, Softmax& softmax, float (&output)[kD / 2]) {
+  __device__ void attend(Softmax& softmax, float (&output)[kD / 2]) {
     for (std::uint32_t command = pop(); !Command::is_end(command); command = pop()) {
       float scores[32];
       Weights weights;
@@ -97,7 +97,7 @@ class Consumer {
       ptx::wgmma_wait<0>();
       ptx::wgmma_pin(scores);
       release_keys(command);
-      weigh(command, item, softmax, scores);
+      weigh(command, softmax, scores);
       softmax.rescale(output);
       convert(scores, weights);
       std::uint32_t next = peek();
@@ -105,14 +105,14 @@ class Consumer {
       while (there) {
         ++popped_;
         multiply_keys(next, scores);
-        wait_for_values(command, item);
+        wait_for_values(command);
         multiply_values(command, weights, output);
         std::uint32_t after = peek();
         there = is_there(after);
         ptx::wgmma_wait<1>();
         ptx::wgmma_pin(scores);
         release_keys(next);
-        weigh(next, item, softmax, scores);
+        weigh(next, softmax, scores);
         ptx::wgmma_wait<0>();
         ptx::wgmma_pin(output);
         ptx::wgmma_pin(weights);
@@ -126,7 +126,7 @@ class Consumer {
         command = next;
         next = after;
       }
-      wait_for_values(command, item);
+      wait_for_values(command);
       multiply_values(command, weights, output);
       ptx::wgmma_wait<0>();
       ptx::wgmma_pin(output);
@@ -154,9 +154,8 @@ class Consumer {
     ptx::wgmma_commit();
   }
 
-  __device__ void weigh(std::uint32_t command, const Item& item, Softmax& softmax,
-                        float (&scores)[32]) {
-    if (command & Command::kPartial) mask_scores(valid_slots(command, item), lane_, scores);
+  __device__ void weigh(std::uint32_t command, Softmax& softmax, float (&scores)[32]) {
+    if (command & Command::kPartial) mask_scores(valid_slots(command), lane_, scores);
     softmax.weigh(scores);
   }
 
@@ -166,10 +165,10 @@ class Consumer {
     for (int i = 0; i < 16; ++i) weights[i] = pack<T>(scores[2 * i], scores[2 * i + 1]);
   }
 
-  __device__ void wait_for_values(std::uint32_t command, const Item& item) {
+  __device__ void wait_for_values(std::uint32_t command) {
     ptx::mbarrier_wait(address_ + Config::kFullV + 8 * Command::value_slot(command),
                        Command::value_parity(command));
-    if (p_.clear_pads && (command & Command::kPartial)) clear_pads(command, item);
+    if (p_.clear_pads && (command & Command::kPartial)) clear_pads(command);
   }
 
   __device__ void multiply_values(std::uint32_t command, Weights& weights,
@@ -230,14 +229,15 @@ class Consumer {
     ptx::prefetch_l2(p_.gate.row(at.item.batch, token, at.item.head) + lane_ % 2 * (kD / 2));
   }
 
-  __device__ std::uint64_t valid_slots(std::uint32_t command, const Item& item) const {
-    return p_.table[item.batch * p_.table_batch + Command::fragment(command)].valid;
+  __device__ std::uint64_t valid_slots(std::uint32_t command) const {
+    return reinterpret_cast<const std::uint64_t*>(shared_ +
+                                                  Config::kMasks)[Command::fragment(command)];
   }
 
   /// Values whose weight is 0 must still be numbers. Every consumer of the stage writes the same
   /// zeros, so none waits for another.
-  __device__ void clear_pads(std::uint32_t command, const Item& item) {
-    const std::uint64_t valid = valid_slots(command, item);
+  __device__ void clear_pads(std::uint32_t command) {
+    const std::uint64_t valid = valid_slots(command);
     char* values =
         shared_ + Config::kValues + Command::value_slot(command) * Config::kFragmentBytes;
     for (int i = warp_ * 32 + lane_; i < kD; i += 128) {  // a 128-byte row of a half each

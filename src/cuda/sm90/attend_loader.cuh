@@ -41,19 +41,26 @@ class Loader {
       const bool end = Command::is_end(order.command);
       const std::uint32_t users = end ? 7 : Order::users(word);
       if constexpr (!IsValue) pace.step(Order::pace_steps(word));
+      bool whole = true;  // else more comes into the same slot
+      if constexpr (Config::kEdges) whole = !is_part(order) || (order.place & Order::kLast) != 0;
       if (!end) load(order, users);
       if constexpr (IsValue) {
         // Not before K is under way too: a consumer that waits for a slot whose former copy has not
         // ended could take that end for the one it waits for. K is a step behind at most.
         while (static_cast<std::int32_t>(ptx::load_acquire(done_) - number) <= 0) {
         }
-        tell(users, order.command);
+        if (whole) tell(users, order.command);
       }
       ptx::store_release(done_ + 4 * IsValue, number + 1);
     }
   }
 
  private:
+  /// Whether an order fills a slot only with others: an edge box.
+  __device__ static bool is_part(const Order& order) {
+    return !Command::is_end(order.command) && Order::is_edge(order.place);
+  }
+
   __device__ void load(const Order& order, std::uint32_t users) {
     const std::uint32_t slot =
         IsValue ? Command::value_slot(order.command) : Command::key_slot(order.command);
@@ -61,8 +68,26 @@ class Loader {
         IsValue ? Command::value_parity(order.command) : Command::key_parity(order.command);
     const std::uint32_t full = full_ + 8 * slot;
     const std::uint32_t empty = empty_ + 8 * slot;
-    const CUtensorMap* map = (IsValue ? p_.v.maps : p_.k.maps) + Order::segment(order.place);
+    const CUtensorMap* map = (IsValue ? p_.v.maps : p_.k.maps) + Order::map(order.place);
+    const std::int32_t column = IsValue ? order.column_v : order.column_k;
+    const std::uint32_t absent = 4 * (Config::kConsumers - __popc(users));
     constexpr bool kWithRows = !IsValue && Config::kRowBytes > 0;
+    if constexpr (Config::kEdges) {
+      if (is_part(order)) {
+        if (order.place & Order::kFirst) {
+          ptx::mbarrier_wait(empty, parity ^ 1);
+          ptx::mbarrier_arrive_expect_tx(full, Config::kFragmentBytes);
+        }
+        const std::uint32_t to = slots_ + slot * Config::kFragmentBytes +
+                                 Order::unit(order.place) * (EdgeBox::kUnit * 128);
+#pragma unroll
+        for (int half = 0; half < Config::kHeadDim / 64; ++half) {
+          ptx::tma_load(to + half * 8192, map, full, 0, order.w, order.h, order.t, column + half);
+        }
+        if ((order.place & Order::kLast) && absent != 0) ptx::mbarrier_arrive(empty, absent);
+        return;
+      }
+    }
     ptx::mbarrier_wait(empty, parity ^ 1);
     ptx::mbarrier_arrive_expect_tx(full,
                                    Config::kFragmentBytes + (kWithRows ? Config::kRowBytes : 0));
@@ -73,8 +98,7 @@ class Loader {
                      Config::kRowBytes, full);
     }
     ptx::tma_load(slots_ + slot * Config::kFragmentBytes, map, full, 0, order.w, order.h, order.t,
-                  IsValue ? order.column_v : order.column_k);
-    const std::uint32_t absent = 4 * (Config::kConsumers - __popc(users));
+                  column);
     if (absent != 0) ptx::mbarrier_arrive(empty, absent);
   }
 

@@ -13,10 +13,10 @@ template <class T>
 struct AttendParameters : AttendProblem<T> {
   TensorMaps k;
   TensorMaps v;
-  std::int64_t table_head = 0;  ///< entries from one head to the next, 0: shared
-  bool clear_pads = false;      ///< slots that are not valid may hold anything, not zeros
-  bool narrow = false;       ///< fragments of at most 16 slots, the first ones, come apart and last
-  std::int32_t members = 1;  ///< heads an item walks one after the other
+  std::int64_t table_head = 0;    ///< entries from one head to the next, 0: shared
+  bool clear_pads = false;        ///< slots that are not valid may hold anything, not zeros
+  std::int32_t filler_units = 1;  ///< of the first, smallest edge box: fills slots with zeros
+  std::int32_t members = 1;       ///< heads an item walks one after the other
   std::int32_t items_per_head = 0;
   std::int32_t items = 0;
 

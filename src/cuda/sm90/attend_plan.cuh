@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "cuda/common/geometry.cuh"
 #include "cuda/sm90/attend_config.hpp"
 
 namespace vidsparse::cuda::sm90 {
@@ -22,15 +23,21 @@ struct Item {
 
 /// What the loaders are told: everything worked out.
 struct alignas(16) Order {
-  std::int32_t w, h, t;   ///< coordinates of the fragment
-  std::uint32_t place;    ///< 3..0 which map   31..4 batch entry and head, where rows are loaded
+  std::int32_t w, h, t;  ///< coordinates of the fragment
+  /// 3..0 which map   31..4 of an edge box: 5..4 unit of the slot where it begins   6 the slot's
+  /// first   7 its last; else batch entry and head, where rows are loaded
+  std::uint32_t place;
   std::int32_t column_k;  ///< coordinate J in K
   std::int32_t column_v;  ///< and in V
   std::uint32_t command;  ///< for the consumers; kEnd: the item is done
   /// 2..0 users (bit c: consumer c)   3 stop   29..4 steps of the pace, or 0   31..30 lap
   std::uint32_t word;
 
-  static constexpr std::uint32_t segment(std::uint32_t place) { return place & 15; }
+  static constexpr std::uint32_t kFirst = 64;
+  static constexpr std::uint32_t kLast = 128;
+  static constexpr std::uint32_t map(std::uint32_t place) { return place & 15; }
+  static constexpr bool is_edge(std::uint32_t place) { return map(place) >= Side::kMaxSegments; }
+  static constexpr std::uint32_t unit(std::uint32_t place) { return place >> 4 & 3; }
   static constexpr std::uint32_t plane(std::uint32_t place) { return place >> 4; }
   static constexpr std::uint32_t kStop = 8;
   static constexpr std::uint32_t users(std::uint32_t word) { return word & 7; }

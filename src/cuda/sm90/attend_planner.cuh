@@ -17,6 +17,8 @@ class Planner {
   __device__ Planner(const Parameters& parameters, char* shared, std::uint32_t address)
       : p_(parameters),
         orders_(reinterpret_cast<Order*>(shared + Config::kOrderRing)),
+        masks_(reinterpret_cast<std::uint64_t*>(shared + masks_offset())),
+        held_(reinterpret_cast<std::int32_t*>(shared + held_offset())),
         address_(address),
         plan_(shared, lane_) {}
 
@@ -48,7 +50,7 @@ class Planner {
     const bool take_turns = !shared_;
     uses_ = 0;
     // Where there are narrow fragments they come last, in a round of their own.
-    const int rounds = p_.narrow ? 2 : 1;
+    const int rounds = narrow_last() ? 2 : 1;
     const int steps = p_.pace_steps / (p_.members * rounds);
     int steps_before = wave * p_.pace_steps;
     for (int round = 0; round < rounds; ++round) {
@@ -94,9 +96,12 @@ class Planner {
     std::uint32_t later_users = users_of(lane_ + 32);
     for (int base = 0; base < p_.key_fragments; base += 32) {
       const int key = base + lane_;
-      const bool narrow = p_.narrow && (valid.x >> 16 | valid.y) == 0;
+      const bool narrow = narrow_last() && (valid.x >> 16 | valid.y) == 0;
       const bool some = (valid.x | valid.y) != 0 && narrow == (round > 0);
-      const std::uint32_t wanted = some ? users : 0;
+      const bool edge = Config::kEdges && KeyFragment::is_edge(valid.y);
+      const std::uint32_t wanted = some && !edge ? users : 0;
+      const std::uint32_t at_edge = edge ? users : 0;
+      const std::int32_t units = KeyFragment::units(valid.y);
       const bool whole = (valid.x & valid.y) == ~0U;
       users = later_users;
       valid = valid_of(users, key + 32);
@@ -107,15 +112,101 @@ class Planner {
       uses_ += __popc(wanted);
       if (!take_turns) {
         emit(wanted != 0, command, wanted | pace, source);
-        continue;
+      } else {
+        plan_.add(wanted, command);
+        // Fragments of another head are named alike, so the plan is emptied at the end of each.
+        plan_.take(base + 32 >= p_.key_fragments,
+                   [&](bool ripe, std::uint32_t order, std::uint32_t whom) {
+                     emit(ripe, order, whom | pace, source);
+                   });
       }
-      plan_.add(wanted, command);
-      // Fragments of another head are named alike, so the plan is emptied at the end of each.
-      plan_.take(base + 32 >= p_.key_fragments,
-                 [&](bool ripe, std::uint32_t order, std::uint32_t whom) {
-                   emit(ripe, order, whom | pace, source);
-                 });
+      if constexpr (Config::kEdges) {
+        hold(at_edge, units, base, pace, source);
+        if (base + 32 >= p_.key_fragments) {
+          for (int list = 0; list < kLists; ++list) fill_slot(list, pace, source);
+        }
+      }
     }
+  }
+
+  /// Edge boxes wait here until they fill a slot: those that all consumers want in one list, others
+  /// in each of their consumers'. This lane's, fragment `first` + lane, takes `units` of a slot.
+  __device__ void hold(std::uint32_t users, std::int32_t units, int first, std::uint32_t pace,
+                       const Source& source) {
+    for (std::uint32_t left = __ballot_sync(~0U, users != 0); left != 0; left &= left - 1) {
+      const int lane = __ffs(left) - 1;
+      const std::uint32_t whom = __shfl_sync(~0U, users, lane);
+      const int size = __shfl_sync(~0U, units, lane);
+      for (int list = 0; list < kLists; ++list) {
+        const bool in = whom == kAll ? list == Config::kConsumers : (whom >> list & 1) != 0;
+        if (!in) continue;
+        if (filled(list) + size > kUnits) fill_slot(list, pace, source);
+        if (lane_ < size) {
+          held_[kUnits * list + filled(list) + lane_] = lane_ == 0 ? first + lane : kTail;
+        }
+        filled_ += size << 8 * list;
+        if (filled(list) == kUnits) fill_slot(list, pace, source);
+      }
+    }
+  }
+
+  /// The orders for what a list holds, one a lane; zeros where it does not fill a slot.
+  __device__ void fill_slot(int list, std::uint32_t pace, const Source& source) {
+    const int units = filled(list);
+    if (units == 0) return;
+    filled_ -= units << 8 * list;
+    __syncwarp();
+    int piece = lane_ < kUnits && lane_ % p_.filler_units == 0 ? kNothing : kTail;
+    if (lane_ < units) piece = held_[kUnits * list + lane_];
+    // Left of the grid there is nothing.
+    int4 at = make_int4(-kFragment, static_cast<int>(KeyFragment::pack(0, 0, kFiller)), 0, 0);
+    if (piece >= 0) at = __ldg(reinterpret_cast<const int4*>(source.table + piece));
+    const std::uint64_t own = std::uint64_t{static_cast<std::uint32_t>(at.z)}
+                              << EdgeBox::kUnit * (lane_ % kUnits);
+    const std::uint32_t low = __reduce_or_sync(~0U, static_cast<std::uint32_t>(own));
+    const std::uint32_t high = __reduce_or_sync(~0U, static_cast<std::uint32_t>(own >> 32));
+    const std::uint32_t all = __ballot_sync(~0U, piece != kTail);
+    const std::uint32_t before = __popc(all & ((1U << lane_) - 1));
+    const auto place = static_cast<std::uint32_t>(at.y);
+    wait_for_room(__popc(all));
+    std::uint32_t command = place_of(loads_) | loads_ % Config::kMaskRing;
+    if ((low & high) != ~0U) {
+      command |= Command::kPartial;
+      if (lane_ == 0) masks_[loads_ % Config::kMaskRing] = std::uint64_t{high} << 32 | low;
+      __syncwarp();  // before another lane's order tells of it
+    }
+    if (piece != kTail) {
+      write(written_ + before,
+            {.w = at.x,
+             .h = KeyFragment::height(place),
+             .t = KeyFragment::frame(place),
+             .place = static_cast<std::uint32_t>(KeyFragment::map(place)) |
+                      static_cast<std::uint32_t>(lane_) << 4 | (before == 0 ? Order::kFirst : 0) |
+                      (all >> lane_ == 1 ? Order::kLast : 0),
+             .column_k = source.column_k,
+             .column_v = source.column_v,
+             .command = command,
+             .word = (list == Config::kConsumers ? kAll : 1U << list) | pace});
+    }
+    if (lane_ == 0) uses_ += list == Config::kConsumers ? Config::kConsumers : 1;
+    ++loads_;
+    written_ += __popc(all);
+  }
+
+  __device__ int filled(int list) const { return static_cast<int>(filled_ >> 8 * list & 255); }
+
+  /// A load's part of a command.
+  __device__ static std::uint32_t place_of(std::uint32_t load) {
+    return Command::pack(load % Config::kKeySlots, load / Config::kKeySlots & 1,
+                         load % Config::kValueSlots, load / Config::kValueSlots & 1);
+  }
+
+  /// Whether fragments of at most 16 valid slots, the first ones, come apart and last.
+  __device__ bool narrow_last() const {
+    if constexpr (Config::kEdges)
+      return false;
+    else
+      return p_.narrow;
   }
 
   __device__ std::uint32_t pace_word(int steps) const {
@@ -126,19 +217,24 @@ class Planner {
   __device__ void emit(bool ripe, std::uint32_t command, std::uint32_t word, const Source& source) {
     const std::uint32_t all = __ballot_sync(~0U, ripe);
     if (all == 0) return;
-    uint2 at = make_uint2(0, 0);
-    if (ripe) at = __ldg(reinterpret_cast<const uint2*>(source.table + Command::fragment(command)));
+    uint4 at = make_uint4(0, 0, 0, 0);
+    if (ripe) at = __ldg(reinterpret_cast<const uint4*>(source.table + Command::fragment(command)));
     wait_for_room(__popc(all));
     if (ripe) {
       const std::uint32_t load = loads_ + __popc(all & ((1U << lane_) - 1));
       const std::uint32_t number = written_ + __popc(all & ((1U << lane_) - 1));
-      command |= Command::pack(load % Config::kKeySlots, load / Config::kKeySlots & 1,
-                               load % Config::kValueSlots, load / Config::kValueSlots & 1);
+      command |= place_of(load);
+      if constexpr (Config::kEdges) {
+        if (command & Command::kPartial) {
+          masks_[load % Config::kMaskRing] = std::uint64_t{at.w} << 32 | at.z;
+        }
+        command = Command::with_fragment(command, load % Config::kMaskRing);
+      }
       write(number,
             {.w = static_cast<std::int32_t>(at.x),
              .h = KeyFragment::height(at.y),
              .t = KeyFragment::frame(at.y),
-             .place = static_cast<std::uint32_t>(KeyFragment::segment(at.y)) | source.plane << 4,
+             .place = static_cast<std::uint32_t>(KeyFragment::map(at.y)) | source.plane << 4,
              .column_k = source.column_k,
              .column_v = source.column_v,
              .command = command,
@@ -175,9 +271,28 @@ class Planner {
     __syncwarp();
   }
 
+  static constexpr int kUnits = kFragment / EdgeBox::kUnit;  // of a slot
+  static constexpr int kLists = Config::kConsumers + 1;
+  static constexpr std::uint32_t kAll = (1U << Config::kConsumers) - 1;
+  static constexpr int kFiller = Side::kMaxSegments;  // map of the smallest edge box
+  static constexpr int kNothing = -1;                 // in a unit of a slot
+  static constexpr int kTail = -2;                    // the same box as in the unit before
+
+  static constexpr int masks_offset() {
+    if constexpr (Config::kEdges) return Config::kMasks;
+    return 0;
+  }
+  static constexpr int held_offset() {
+    if constexpr (Config::kEdges) return Config::kHeld;
+    return 0;
+  }
+
   const Parameters& p_;
   int lane_ = static_cast<int>(threadIdx.x) % 32;
   Order* orders_;
+  std::uint64_t* masks_;
+  std::int32_t* held_;        // [list][unit]: fragments of the table
+  std::uint32_t filled_ = 0;  // units of each list, a byte each
   std::uint32_t address_;
   Plan<Config> plan_;
   std::uint32_t loads_ = 0;    // fragments so far

@@ -35,6 +35,7 @@ struct BackwardConfig {
   static constexpr int kQueue = 16;
   static constexpr int kRanks = 64;
   static constexpr int kOrders = 32;
+  static constexpr bool kEdges = false;
 
   // Bytes from the start of shared memory, which is 1024-byte aligned.
   static constexpr int kOwn = 0;  ///< [consumer][2]

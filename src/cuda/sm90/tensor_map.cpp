@@ -59,7 +59,8 @@ Verdict can_encode_tensor_maps() {
   return Verdict::no("expected a driver of CUDA 12.0 or newer with cuTensorMapEncodeTiled");
 }
 
-TensorMaps make_tensor_maps(const char* name, const TensorView& tensor, const Side& side) {
+TensorMaps make_tensor_maps(const char* name, const TensorView& tensor, const Side& side,
+                            const EdgeBoxes& edges) {
   TensorMaps result{};
   if (tensor.elements() == 0) return result;
   check_strides(name, tensor);
@@ -71,10 +72,9 @@ TensorMaps make_tensor_maps(const char* name, const TensorView& tensor, const Si
   result.head_step = tensor.shape[2] <= 1 ? 0 : static_cast<std::int32_t>(head / kColumn);
   const std::int64_t steps = (tensor.shape[0] - 1) * std::int64_t{result.batch_step} +
                              (tensor.shape[2] - 1) * std::int64_t{result.head_step} + columns;
-  const cuuint32_t ones[5] = {1, 1, 1, 1, 1};
-  for (std::int32_t s = 0; s < side.segment_count; ++s) {
-    const Raster& segment = side.segments[s];
-    const Triple box_sides = side.boxes[segment.line].fragment();
+  const auto encode = [&](CUtensorMap& map, const Raster& segment, const Triple& box_sides,
+                          std::int64_t box_columns) {
+    const cuuint32_t ones[5] = {1, 1, 1, 1, 1};
     const auto* base =
         static_cast<const char*>(tensor.data) + segment.first_token * token * kElement;
     const cuuint64_t sides[5] = {
@@ -86,11 +86,11 @@ TensorMaps make_tensor_maps(const char* name, const TensorView& tensor, const Si
     const cuuint32_t box[5] = {
         static_cast<cuuint32_t>(kColumn), static_cast<cuuint32_t>(box_sides.w),
         static_cast<cuuint32_t>(box_sides.h), static_cast<cuuint32_t>(box_sides.t),
-        static_cast<cuuint32_t>(columns)};
+        static_cast<cuuint32_t>(box_columns)};
     const auto type = tensor.dtype == DType::f16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                                  : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
     const CUresult status =
-        encoder()(&result.maps[s], type, 5, const_cast<char*>(base), sides, strides, box, ones,
+        encoder()(&map, type, 5, const_cast<char*>(base), sides, strides, box, ones,
                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (status == CUDA_ERROR_INVALID_VALUE) {
@@ -102,6 +102,14 @@ TensorMaps make_tensor_maps(const char* name, const TensorView& tensor, const Si
       throw Error(ErrorCode::internal, name,
                   "expected a tensor map, got CUresult " + std::to_string(status));
     }
+  };
+  for (std::int32_t s = 0; s < side.segment_count; ++s) {
+    const Raster& segment = side.segments[s];
+    encode(result.maps[s], segment, side.boxes[segment.line].fragment(), columns);
+  }
+  for (std::int32_t i = 0; i < edges.count; ++i) {
+    const EdgeBox& box = edges.boxes[i];
+    encode(result.maps[Side::kMaxSegments + i], side.segments[box.segment], box.sides(), 1);
   }
   return result;
 }
