@@ -177,7 +177,7 @@ void judge_large(const std::string& backend, const Large& large, std::uint64_t s
   }
 }
 
-TEST_P(CudaAttend, VideosWithShortEdges) {
+TEST_P(CudaAttend, LargeVideosWithShortEdges) {
   const std::uint64_t seed = test_seed();
   Large large;
   large.problem.dtype = DType::bf16;
@@ -199,7 +199,7 @@ TEST_P(CudaAttend, VideosWithShortEdges) {
   judge_large(GetParam(), large, seed + 4);
 }
 
-TEST_P(CudaAttend, PackedTilesOfFewTokens) {
+TEST_P(CudaAttend, LargePackedProblems) {
   const std::uint64_t seed = test_seed();
   Large large;
   large.problem.dtype = DType::bf16;

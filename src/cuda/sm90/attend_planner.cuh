@@ -17,8 +17,8 @@ class Planner {
   __device__ Planner(const Parameters& parameters, char* shared, std::uint32_t address)
       : p_(parameters),
         orders_(reinterpret_cast<Order*>(shared + Config::kOrderRing)),
-        masks_(reinterpret_cast<std::uint64_t*>(shared + masks_offset())),
-        held_(reinterpret_cast<std::int32_t*>(shared + held_offset())),
+        masks_(reinterpret_cast<std::uint64_t*>(shared + Config::kMasks)),
+        held_(reinterpret_cast<std::int32_t*>(shared + Config::kHeld)),
         address_(address),
         plan_(shared, lane_) {}
 
@@ -172,7 +172,7 @@ class Planner {
     std::uint32_t command = place_of(loads_) | loads_ % Config::kMaskRing;
     if ((low & high) != ~0U) {
       command |= Command::kPartial;
-      if (lane_ == 0) masks_[loads_ % Config::kMaskRing] = std::uint64_t{high} << 32 | low;
+      if (lane_ == 0) write_mask(loads_, low, high);
       __syncwarp();  // before another lane's order tells of it
     }
     if (piece != kTail) {
@@ -225,9 +225,7 @@ class Planner {
       const std::uint32_t number = written_ + __popc(all & ((1U << lane_) - 1));
       command |= place_of(load);
       if constexpr (Config::kEdges) {
-        if (command & Command::kPartial) {
-          masks_[load % Config::kMaskRing] = std::uint64_t{at.w} << 32 | at.z;
-        }
+        if (command & Command::kPartial) write_mask(load, at.z, at.w);
         command = Command::with_fragment(command, load % Config::kMaskRing);
       }
       write(number,
@@ -262,6 +260,11 @@ class Planner {
                        order.word | Command::lap(number, Config::kOrders));
   }
 
+  /// The valid slots of a load that is partly so, before its order.
+  __device__ void write_mask(std::uint32_t load, std::uint32_t low, std::uint32_t high) {
+    masks_[load % Config::kMaskRing] = std::uint64_t{high} << 32 | low;
+  }
+
   __device__ void wait_for_room(std::uint32_t count) const {
     const std::uint32_t needed = written_ + count - Config::kOrders;
     for (int loader = 0; loader < 2; ++loader) {
@@ -277,15 +280,6 @@ class Planner {
   static constexpr int kFiller = Side::kMaxSegments;  // map of the smallest edge box
   static constexpr int kNothing = -1;                 // in a unit of a slot
   static constexpr int kTail = -2;                    // the same box as in the unit before
-
-  static constexpr int masks_offset() {
-    if constexpr (Config::kEdges) return Config::kMasks;
-    return 0;
-  }
-  static constexpr int held_offset() {
-    if constexpr (Config::kEdges) return Config::kHeld;
-    return 0;
-  }
 
   const Parameters& p_;
   int lane_ = static_cast<int>(threadIdx.x) % 32;

@@ -51,6 +51,9 @@ struct BackwardConfig {
   static constexpr int kOrderRing = (kQueues + 4 * kConsumers * kQueue + 15) / 16 * 16;
   static constexpr int kPlan = kOrderRing + 32 * kOrders;
   static constexpr int kDone = kPlan + 4 * kConsumers * kRanks;
+  static constexpr int kMasks = 0;  ///< no edge boxes: consumers read the table
+  static constexpr int kHeld = 0;
+  static constexpr int kMaskRing = 1;
   static constexpr int kSharedBytes = kDone + 4 * 2;
   static_assert(kSharedBytes <= 227 * 1024);
   static_assert(kQueue >= kValueSlots + 4);  // two items with two ends each
