@@ -42,8 +42,12 @@ class Loader {
       const std::uint32_t users = end ? 7 : Order::users(word);
       if constexpr (!IsValue) pace.step(Order::pace_steps(word));
       bool whole = true;  // else more comes into the same slot
-      if constexpr (Config::kEdges) whole = !is_part(order) || (order.place & Order::kLast) != 0;
-      if (!end) load(order, users);
+      if (Config::kEdges && !end && Order::is_edge(order.place)) {
+        load_part(order, users);
+        whole = (order.place & Order::kLast) != 0;
+      } else if (!end) {
+        load(order, users);
+      }
       if constexpr (IsValue) {
         // Not before K is under way too: a consumer that waits for a slot whose former copy has not
         // ended could take that end for the one it waits for. K is a step behind at most.
@@ -56,11 +60,6 @@ class Loader {
   }
 
  private:
-  /// Whether an order fills a slot only with others: an edge box.
-  __device__ static bool is_part(const Order& order) {
-    return !Command::is_end(order.command) && Order::is_edge(order.place);
-  }
-
   __device__ void load(const Order& order, std::uint32_t users) {
     const std::uint32_t slot =
         IsValue ? Command::value_slot(order.command) : Command::key_slot(order.command);
@@ -69,25 +68,7 @@ class Loader {
     const std::uint32_t full = full_ + 8 * slot;
     const std::uint32_t empty = empty_ + 8 * slot;
     const CUtensorMap* map = (IsValue ? p_.v.maps : p_.k.maps) + Order::map(order.place);
-    const std::int32_t column = IsValue ? order.column_v : order.column_k;
-    const std::uint32_t absent = 4 * (Config::kConsumers - __popc(users));
     constexpr bool kWithRows = !IsValue && Config::kRowBytes > 0;
-    if constexpr (Config::kEdges) {
-      if (is_part(order)) {
-        if (order.place & Order::kFirst) {
-          ptx::mbarrier_wait(empty, parity ^ 1);
-          ptx::mbarrier_arrive_expect_tx(full, Config::kFragmentBytes);
-        }
-        const std::uint32_t to = slots_ + slot * Config::kFragmentBytes +
-                                 Order::unit(order.place) * (EdgeBox::kUnit * 128);
-#pragma unroll
-        for (int half = 0; half < Config::kHeadDim / 64; ++half) {
-          ptx::tma_load(to + half * 8192, map, full, 0, order.w, order.h, order.t, column + half);
-        }
-        if ((order.place & Order::kLast) && absent != 0) ptx::mbarrier_arrive(empty, absent);
-        return;
-      }
-    }
     ptx::mbarrier_wait(empty, parity ^ 1);
     ptx::mbarrier_arrive_expect_tx(full,
                                    Config::kFragmentBytes + (kWithRows ? Config::kRowBytes : 0));
@@ -98,8 +79,33 @@ class Loader {
                      Config::kRowBytes, full);
     }
     ptx::tma_load(slots_ + slot * Config::kFragmentBytes, map, full, 0, order.w, order.h, order.t,
-                  column);
+                  IsValue ? order.column_v : order.column_k);
+    const std::uint32_t absent = 4 * (Config::kConsumers - __popc(users));
     if (absent != 0) ptx::mbarrier_arrive(empty, absent);
+  }
+
+  /// An edge box, which fills a slot together with others.
+  __device__ void load_part(const Order& order, std::uint32_t users) {
+    const std::uint32_t slot =
+        IsValue ? Command::value_slot(order.command) : Command::key_slot(order.command);
+    const std::uint32_t parity =
+        IsValue ? Command::value_parity(order.command) : Command::key_parity(order.command);
+    const std::uint32_t full = full_ + 8 * slot;
+    const std::uint32_t empty = empty_ + 8 * slot;
+    const CUtensorMap* map = (IsValue ? p_.v.maps : p_.k.maps) + Order::map(order.place);
+    if (order.place & Order::kFirst) {
+      ptx::mbarrier_wait(empty, parity ^ 1);
+      ptx::mbarrier_arrive_expect_tx(full, Config::kFragmentBytes);
+    }
+    const std::uint32_t to =
+        slots_ + slot * Config::kFragmentBytes + Order::unit(order.place) * (EdgeBox::kUnit * 128);
+#pragma unroll
+    for (int half = 0; half < Config::kHeadDim / 64; ++half) {
+      ptx::tma_load(to + half * 8192, map, full, 0, order.w, order.h, order.t,
+                    (IsValue ? order.column_v : order.column_k) + half);
+    }
+    const std::uint32_t absent = 4 * (Config::kConsumers - __popc(users));
+    if ((order.place & Order::kLast) && absent != 0) ptx::mbarrier_arrive(empty, absent);
   }
 
   __device__ void tell(std::uint32_t users, std::uint32_t command) {
