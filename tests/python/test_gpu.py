@@ -2,6 +2,7 @@
 launches, memory, and agreement with PyPI's fastvideo-kernel where it is installed (without its
 dependencies)."""
 
+import gc
 import importlib
 import json
 import math
@@ -119,6 +120,25 @@ def test_cuda_graph(backend, gate):
         x.copy_(torch.randn_like(x))
     graph.replay()
     torch.cuda.synchronize()
+    assert torch.equal(out, layer(*inputs))
+
+
+def test_cuda_graph_after_many_problems(backend, monkeypatch):
+    """What a graph reads outlives the caches, which hold a few problems only."""
+    inputs = tensors(4)
+    layer(*inputs)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = layer(*inputs)
+    monkeypatch.setattr(vidsparse.prepared.Memory, "CAPACITY", 1)
+    for frames in range(1, 80):  # more than the 64 layouts whose tables are remembered
+        small = [x[:, : 4 * frames, :1] for x in inputs[:3]]
+        vidsparse.video_sparse_attention(*small, grid=(frames, 2, 2), sparsity=0.5)
+    gc.collect()
+    junk = [torch.full((n,), -1, device="cuda") for n in (4, 256, 1024, 4096, 2**14) * 200]
+    graph.replay()
+    torch.cuda.synchronize()
+    del junk
     assert torch.equal(out, layer(*inputs))
 
 
