@@ -7,6 +7,8 @@ import importlib
 import json
 import math
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -106,6 +108,60 @@ def test_other_devices(backend):
         torch.cuda.synchronize()
     with pytest.raises(vidsparse.ArgumentError, match=r"k: expected .* on cuda:0"):
         layer(here[0], *there[1:])
+
+
+ON_THE_SECOND_GPU = """
+import ctypes, threading
+import torch, vidsparse
+from vidsparse.backends import choose
+
+def is_open(index):
+    flags, state = ctypes.c_uint(), ctypes.c_int()
+    ask = ctypes.CDLL("libcuda.so.1").cuDevicePrimaryCtxGetState
+    assert ask(index, ctypes.byref(flags), ctypes.byref(state)) == 0
+    return state.value == 1
+
+def prepare():
+    plan = vidsparse.plan(grid=(5, 8, 8), heads=2, head_dim=64, device="cuda:1")
+    return choose(plan.problem, device, None).prepare(plan.problem, device)
+
+def train():
+    out = vidsparse.video_sparse_attention(*inputs[:3], grid=(5, 8, 8), top_k=3, gate=inputs[3])
+    results.append(torch.autograd.grad(out, inputs, seed))
+
+def in_a_thread(work):  # one that has no device yet
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+device = torch.device("cuda", 1)
+inputs = [torch.randn(1, 320, 2, 64, device=device).bfloat16().requires_grad_() for _ in range(4)]
+seed = torch.randn_like(inputs[0])
+torch.autograd.grad(inputs[0] * inputs[1], inputs[:2], seed)
+if is_open(0):
+    print("torch opens it")
+    raise SystemExit
+results = []
+for work in (prepare, train):
+    in_a_thread(work)
+    work()
+torch.cuda.synchronize(device)
+assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+assert is_open(1) and not is_open(0)
+print("untouched")
+"""
+
+
+def test_other_devices_are_left_alone(backend):
+    """A process that works on cuda:1 alone opens no context on cuda:0."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    run = subprocess.run(
+        [sys.executable, "-c", ON_THE_SECOND_GPU], capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    if "untouched" not in run.stdout:
+        pytest.skip(f"this torch opens a context on cuda:0 itself: {run.stdout}")
 
 
 @pytest.mark.parametrize("gate", [False, True])

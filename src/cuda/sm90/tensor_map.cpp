@@ -1,12 +1,12 @@
 #include "cuda/sm90/tensor_map.hpp"
 
 #include <cudaTypedefs.h>
-#include <cuda_runtime_api.h>
 
 #include <algorithm>
 #include <string>
 
 #include "core/check.hpp"
+#include "cuda/common/driver.hpp"
 #include "vidsparse/error.hpp"
 
 namespace vidsparse::cuda::sm90 {
@@ -17,21 +17,8 @@ constexpr std::int64_t kElement = 2;  // bytes
 
 using Encode = PFN_cuTensorMapEncodeTiled_v12000;
 
-/// Through the run-time library, so that nothing links libcuda.
-Encode find_encoder() {
-  void* entry = nullptr;
-  cudaDriverEntryPointQueryResult found{};
-  const cudaError_t status = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry,
-                                                              12000, cudaEnableDefault, &found);
-  if (status != cudaSuccess || found != cudaDriverEntryPointSuccess) {
-    cudaGetLastError();
-    return nullptr;
-  }
-  return reinterpret_cast<Encode>(entry);
-}
-
 Encode encoder() {
-  static const Encode found = find_encoder();
+  static const auto found = reinterpret_cast<Encode>(driver_entry("cuTensorMapEncodeTiled", 12000));
   return found;
 }
 
