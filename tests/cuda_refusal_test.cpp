@@ -42,6 +42,19 @@ TEST_P(CudaRefusal, NamesWhatAProblemLacks) {
             "key: expected videos of at most 4096 x 65536 (T x H), got Video(5000x4x4)");
 }
 
+TEST(Sm90Refusal, NamesHeadsBeyondAnOrdersBits) {
+  Problem problem;
+  problem.query = Sequence{Video{1, 1, 1}};
+  problem.dtype = DType::bf16;
+  problem.batch = 4;
+  problem.heads_q = 1 << 26;
+  const Verdict verdict = cuda::sm90::backend().can_run(problem, kGpu);
+  EXPECT_EQ(verdict.reason,
+            "heads_q: expected fewer than 2^28 heads of all batch entries, got 4 x 67108864");
+  problem.heads_q -= 1;
+  EXPECT_EQ(cuda::sm90::backend().can_run(problem, kGpu).reason.find("heads_q"), std::string::npos);
+}
+
 TEST_P(CudaRefusal, NamesTheDevice) {
   EXPECT_EQ(GetParam()->can_run(Device{}).reason, "the device is cpu");
   const Verdict far = GetParam()->can_run(Device{Device::Kind::cuda, 999});
@@ -55,16 +68,19 @@ INSTANTIATE_TEST_SUITE_P(All, CudaRefusal,
 
 class CudaRefusalOnDevice : public GpuTest {};
 
+using Shape = std::array<std::int64_t, 4>;
+constexpr Shape kHeadsOf136 = {256 * 272, 272, 136, 1};  // 16-byte rows, heads not 64 n apart
+
 /// Tensors whose rows cannot be copied: refused by name before anything runs.
 TEST_P(CudaRefusalOnDevice, NamesTheTensor) {
   Problem problem;
   problem.query = Sequence{Video{4, 8, 8}};
   problem.heads_q = 2;
   const Plan plan(problem, {kGpu, GetParam(), {}});
-  const std::array<std::int64_t, 4> shape = {1, 256, 2, 128};
-  const auto refused = [&](const char* name, Order order, std::int64_t first) {
+  const Shape shape = {1, 256, 2, 128};
+  const auto refused = [&](const char* name, const Shape& strides, std::int64_t first) {
     PoisonedTensor good(DType::bf16, 4, shape);
-    PoisonedTensor bad(DType::bf16, 4, shape, strides_of(order, shape), first);
+    PoisonedTensor bad(DType::bf16, 4, shape, strides, first);
     PoisonedTensor out(DType::bf16, 4, shape);
     Poisoned mask_memory(static_cast<std::size_t>(plan.mask_shape().words()) * 8);
     DeviceMemory memory(kGpu);
@@ -94,8 +110,10 @@ TEST_P(CudaRefusalOnDevice, NamesTheTensor) {
     EXPECT_EQ(words[0], 0xFFFF) << "something ran";
   };
   for (const char* name : {"q", "k", "v"}) {
-    refused(name, Order::padded, 0);
-    refused(name, Order::bshd, 3);
+    refused(name, strides_of(Order::padded, shape), 0);
+    refused(name, strides_of(Order::bshd, shape), 3);
+    // q too, which only the backward copies in bulk: a training run must not fail there first.
+    if (GetParam() == "sm90") refused(name, kHeadsOf136, 0);
   }
 }
 
@@ -105,10 +123,10 @@ TEST_P(CudaRefusalOnDevice, NamesTheTensorOfABackward) {
   problem.query = Sequence{Video{4, 8, 8}};
   problem.heads_q = 2;
   const Plan plan(problem, {kGpu, GetParam(), {}});
-  const std::array<std::int64_t, 4> shape = {1, 256, 2, 128};
-  const auto refused = [&](const std::string& name, Order order, std::int64_t first) {
+  const Shape shape = {1, 256, 2, 128};
+  const auto refused = [&](const std::string& name, const Shape& strides, std::int64_t first) {
     PoisonedTensor good(DType::bf16, 4, shape);
-    PoisonedTensor bad(DType::bf16, 4, shape, strides_of(order, shape), first);
+    PoisonedTensor bad(DType::bf16, 4, shape, strides, first);
     PoisonedTensor dq(DType::bf16, 4, shape);
     PoisonedTensor lse(DType::f32, 3, {1, 2, 256});
     Poisoned mask_memory(static_cast<std::size_t>(plan.mask_shape().words()) * 8);
@@ -146,9 +164,11 @@ TEST_P(CudaRefusalOnDevice, NamesTheTensorOfABackward) {
     EXPECT_EQ(*space, std::byte{0xFF}) << "something ran";
   };
   for (const char* name : {"q", "k", "v", "dout", "out", "dq", "dk", "dv"}) {
-    refused(name, Order::padded, 0);
-    refused(name, Order::bshd, 3);
+    refused(name, strides_of(Order::padded, shape), 0);
+    refused(name, strides_of(Order::bshd, shape), 3);
   }
+  if (GetParam() != "sm90") return;
+  for (const char* name : {"q", "k", "v", "dout"}) refused(name, kHeadsOf136, 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, CudaRefusalOnDevice, ::testing::Values("sm90", "sm80"),

@@ -22,7 +22,9 @@ Encode encoder() {
   return found;
 }
 
-void check_strides(const char* name, const TensorView& tensor) {
+}  // namespace
+
+void require_bulk_rows(const char* name, const TensorView& tensor) {
   const auto require = [&](bool ok, const char* expected, const std::string& got) {
     if (!ok)
       throw Error(ErrorCode::unsupported, name,
@@ -39,8 +41,6 @@ void check_strides(const char* name, const TensorView& tensor) {
           "a head stride that is a multiple of 64 elements", std::to_string(head));
 }
 
-}  // namespace
-
 Verdict can_encode_tensor_maps() {
   if (encoder() != nullptr) return Verdict::yes();
   return Verdict::no("expected a driver of CUDA 12.0 or newer with cuTensorMapEncodeTiled");
@@ -49,7 +49,7 @@ Verdict can_encode_tensor_maps() {
 TensorMaps make_tensor_maps(const char* name, const TensorView& tensor, const Side& side) {
   TensorMaps result{};
   if (tensor.elements() == 0) return result;
-  check_strides(name, tensor);
+  require_bulk_rows(name, tensor);
   const auto [batch, given, head, one] = tensor.strides;
   const std::int64_t columns = tensor.shape[3] / kColumn;
   // A side of 1 may carry any stride.
