@@ -74,6 +74,22 @@ def test_incoming_gradients_between_two_words(backend):
     assert all(torch.equal(a, b) for a, b in zip(got, wanted))
 
 
+def test_heads_with_gaps(backend):
+    """Of 8 elements, over which no bulk copy steps: refused before a training step, or trained."""
+    inputs = tensors(4, grad=True)
+    wanted = torch.autograd.grad(layer(*inputs), inputs, torch.ones_like(inputs[0]))
+    for part in (0, 1):  # q, k
+        padded = [x.detach().clone().requires_grad_() for x in inputs]
+        wide = torch.nn.functional.pad(inputs[part].detach(), (0, 8))
+        padded[part] = wide[..., :128].requires_grad_()
+        if backend == "sm90":
+            with pytest.raises(vidsparse.UnsupportedError, match=f"{'qk'[part]}: .* head stride"):
+                layer(*padded)
+            continue
+        got = torch.autograd.grad(layer(*padded), padded, torch.ones_like(inputs[0]))
+        assert all(torch.equal(a, b) for a, b in zip(got, wanted))
+
+
 def test_new_threads(backend):
     """Where nothing has made the device's context current yet, as in torch's own of backward."""
     inputs = tensors(4, grad=True)
