@@ -134,12 +134,19 @@ std::size_t attend_bytes(const Context& context, const AttendArgs& args) {
   return arena.used();
 }
 
+void check_attend(const AttendArgs& args) {
+  if (args.q.elements() == 0) return;
+  require_aligned_rows(args);
+  require_bulk_rows("q", args.q);
+  require_bulk_rows("k", args.k);
+  require_bulk_rows("v", args.v);
+}
+
 void attend(const Context& context, const AttendArgs& args, Workspace workspace,
             cudaStream_t stream) {
   const Schedule schedule = make_schedule(context, args);
   if (schedule.items == 0) return;
-  require_aligned_rows(args);
-  require_bulk_rows("q", args.q);  // only the backward needs it, and must take what this takes
+  check_attend(args);
   core::Arena arena(workspace.data);
   const Memory memory = take(arena, schedule);
   with_instance(context, [&]<class T, class Config>(T, Config) {
