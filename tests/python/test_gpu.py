@@ -138,7 +138,7 @@ def is_open(index):
     return state.value == 1
 
 def prepare():
-    plan = vidsparse.plan(grid=(5, 8, 8), heads=2, head_dim=64, device="cuda:1")
+    plan = vidsparse.plan(grid=(5, 8, 8), heads=2, device="cuda:1")
     return choose(plan.problem, device, None).prepare(plan.problem, device)
 
 def train():
@@ -151,7 +151,7 @@ def in_a_thread(work):  # one that has no device yet
     thread.join()
 
 device = torch.device("cuda", 1)
-inputs = [torch.randn(1, 320, 2, 64, device=device).bfloat16().requires_grad_() for _ in range(4)]
+inputs = [torch.randn(1, 320, 2, 128, device=device).bfloat16().requires_grad_() for _ in range(4)]
 seed = torch.randn_like(inputs[0])
 torch.autograd.grad(inputs[0] * inputs[1], inputs[:2], seed)
 if is_open(0):
