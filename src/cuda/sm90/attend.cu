@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "core/check.hpp"
@@ -16,16 +17,19 @@ namespace {
 
 /// Calls visit(element, config) for the instance a problem needs.
 template <class Visit>
-void with_instance(const Context& context, Visit&& visit) {
-  const bool wide = context.head_dim() == 128;
-  if (context.dtype() == DType::f16) {
-    wide ? visit(__half{}, AttendConfig<128>{}) : visit(__half{}, AttendConfig<64>{});
-  } else {
-    wide ? visit(__nv_bfloat16{}, AttendConfig<128>{}) : visit(__nv_bfloat16{}, AttendConfig<64>{});
-  }
+void with_instance(const Context& context, bool edges, Visit&& visit) {
+  const auto by_edges = [&]<class T, int HeadDim>(T element, std::integral_constant<int, HeadDim>) {
+    edges ? visit(element, AttendConfig<HeadDim, true>{})
+          : visit(element, AttendConfig<HeadDim, false>{});
+  };
+  const auto by_width = [&]<class T>(T element) {
+    context.head_dim() == 128 ? by_edges(element, std::integral_constant<int, 128>{})
+                              : by_edges(element, std::integral_constant<int, 64>{});
+  };
+  context.dtype() == DType::f16 ? by_width(__half{}) : by_width(__nv_bfloat16{});
 }
 
-constexpr std::int64_t kConsumers = AttendConfig<128>::kConsumers;
+constexpr std::int64_t kConsumers = AttendConfig<128, false>::kConsumers;
 
 // Steps of the pace, as docs/kernels/sm90_forward.md measured them: shorter ones cost more waiting
 // than they save.
@@ -126,9 +130,11 @@ Verdict can_attend(const Problem& problem, const TileLayout& query, const TileLa
 }
 
 void prepare_attend(const Context& context) {
-  with_instance(context, [&]<class T, class Config>(T, Config) {
-    allow_shared(attend_kernel<T, Config>, Config::kSharedBytes);
-  });
+  for (const bool edges : {false, true}) {
+    with_instance(context, edges, [&]<class T, class Config>(T, Config) {
+      allow_shared(attend_kernel<T, Config>, Config::kSharedBytes);
+    });
+  }
 }
 
 std::size_t attend_bytes(const Context& context, const AttendArgs& args) {
@@ -153,7 +159,7 @@ void attend(const Context& context, const AttendArgs& args, Workspace workspace,
   core::Arena arena(workspace.data);
   const Memory memory = take(arena, schedule);
   const EdgeBoxes edges = make_edge_boxes(context.key, static_cast<bool>(args.lengths.key));
-  with_instance(context, [&]<class T, class Config>(T, Config) {
+  with_instance(context, edges.count > 0, [&]<class T, class Config>(T, Config) {
     const auto parameters = make_parameters<T>(context, args, schedule, memory, edges);
     fill_fragment_table(with_lengths(context.key, args.lengths.key), schedule.batches, memory.table,
                         memory.arrivals, schedule.arrivals, stream, edges);

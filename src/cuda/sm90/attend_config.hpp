@@ -21,7 +21,9 @@ namespace vidsparse::cuda::sm90 {
 ///                           fragments); keeps it within two items, so that queues never overflow
 ///   masks[load]             planner -> consumers: the valid slots of what is partly so
 ///   held[list]              the planner's own: edge boxes that wait for others to fill a slot with
-template <int HeadDim>
+///
+/// `Edges`: several edge boxes may share a slot; without, planner and loaders are leaner.
+template <int HeadDim, bool Edges>
 struct AttendConfig {
   static constexpr int kHeadDim = HeadDim;
   static constexpr int kConsumers = 3;
@@ -36,10 +38,10 @@ struct AttendConfig {
   // A V slot is in use for longer than its K slot: until its weights are there and multiplied.
   static constexpr int kKeySlots = 5 * 128 / HeadDim;
   static constexpr int kValueSlots = 6 * 128 / HeadDim;
-  static constexpr int kQueue = 16;     ///< commands of a consumer: value slots + 2 items' ends fit
-  static constexpr int kRanks = 64;     ///< of the plan
-  static constexpr int kOrders = 32;    ///< from planner to loaders
-  static constexpr bool kEdges = true;  ///< several edge boxes share a slot
+  static constexpr int kQueue = 16;   ///< commands of a consumer: value slots + 2 items' ends fit
+  static constexpr int kRanks = 64;   ///< of the plan
+  static constexpr int kOrders = 32;  ///< from planner to loaders
+  static constexpr bool kEdges = Edges;
   static constexpr int kMaskRing =
       64;  ///< loads planned and not yet attended: orders + value slots
 

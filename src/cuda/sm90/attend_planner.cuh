@@ -203,10 +203,8 @@ class Planner {
 
   /// Whether fragments of at most 16 valid slots, the first ones, come apart and last.
   __device__ bool narrow_last() const {
-    if constexpr (Config::kEdges)
-      return false;
-    else
-      return p_.narrow;
+    if constexpr (requires { p_.narrow; }) return p_.narrow;
+    return false;
   }
 
   __device__ std::uint32_t pace_word(int steps) const {
@@ -224,7 +222,7 @@ class Planner {
       const std::uint32_t load = loads_ + __popc(all & ((1U << lane_) - 1));
       const std::uint32_t number = written_ + __popc(all & ((1U << lane_) - 1));
       command |= place_of(load);
-      if constexpr (Config::kEdges) {
+      if constexpr (Config::kMaskRing > 1) {
         if (command & Command::kPartial) write_mask(load, at.z, at.w);
         command = Command::with_fragment(command, load % Config::kMaskRing);
       }
