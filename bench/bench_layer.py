@@ -7,9 +7,9 @@ with its host's tiling.
                          [--json FILE]
 
 All take turns in one process; figures are medians of GPU time in ms, the second-level cache
-overwritten before each run. `attend` is the fine stage on the selection that our layer makes;
---flex adds compiled FlexAttention, which takes blocks of 128 tokens, on a random selection of as
-much work.
+overwritten before each run. `attend` is the fine stage on the selection that our layer makes,
+`attend backward` its gradients; --flex adds compiled FlexAttention, which takes blocks of 128
+tokens, on a random selection of as much work.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import json
 import pathlib
 
 import torch
+from torch._functorch import config as functorch_config
 from torch.nn.attention import SDPBackend, flex_attention, sdpa_kernel
 
 import vidsparse  # before the others: they would take the sources' package, which lacks the library
@@ -49,27 +50,45 @@ def gradients(layer, case: Case):
     return lambda: torch.autograd.grad(out, leaves, case.dout, retain_graph=True)
 
 
+def fine_gradients(backend: str, case: Case):
+    """The backward of the fine stage alone through autograd, its forward done."""
+    leaves = [x.detach().requires_grad_() for x in (case.q, case.k, case.v)]
+    with torch.enable_grad():
+        out = vidsparse.block_sparse_attention(*leaves, case.mask, grid=case.grid, backend=backend)
+    return lambda: torch.autograd.grad(out, leaves, case.dout, retain_graph=True)
+
+
 def flex_blocks(case: Case):
-    """FlexAttention on tokens already in its blocks' order, padded as our tiles are."""
+    """FlexAttention's forward and backward on tokens already in its blocks' order, padded as our
+    tiles are."""
     rows = case.tiles // 2
     kept = round(case.pairs / (case.heads * case.tiles) / 2)
     shape = (1, case.heads, rows * 128, case.q.shape[-1])
-    q, k, v = (torch.randn(shape, device=case.q.device, dtype=case.q.dtype) for _ in range(3))
+    q, k, v, dout = (torch.randn(shape, device=case.q.device, dtype=case.q.dtype) for _ in range(4))
     order = torch.rand(1, case.heads, rows, rows, device=q.device).argsort(-1).to(torch.int32)
     counts = torch.full_like(order[..., 0], kept)
     mask = flex_attention.BlockMask.from_kv_blocks(
         torch.zeros_like(counts), torch.zeros_like(order), counts, order, BLOCK_SIZE=128
     )
+    functorch_config.donated_buffer = False  # a graph that is walked many times keeps its memory
     torch._dynamo.reset()
     run = torch.compile(flex_attention.flex_attention, dynamic=False)
-    return lambda: run(q, k, v, block_mask=mask)
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+
+    def forward():  # as in training, so that one compilation serves both
+        with torch.enable_grad():
+            return run(*leaves, block_mask=mask)
+
+    out = forward()
+    return forward, lambda: torch.autograd.grad(out, leaves, dout, retain_graph=True)
 
 
 def measure(name: str, options: argparse.Namespace) -> dict:
     case = Case(name, options.sparsity)
     backends = options.backends.split(",")
     arguments = dict(grid=case.grid, sparsity=options.sparsity, gate=case.gate)
-    calls, attend, contestants, extra, training = {}, {}, {}, {}, {}
+    calls, attend, attend_backward = {}, {}, {}
+    contestants, extra, training = {}, {}, {}
     kept = case.q.numel() * case.q.element_size()
     for backend in backends:
 
@@ -89,11 +108,13 @@ def measure(name: str, options: argparse.Namespace) -> dict:
                 q, k, v, grid=case.grid, sparsity=options.sparsity, gate=gate, backend=backend
             )
         )
+        attend_backward[f"attend backward {backend}"] = fine_gradients(backend, case)
         extra[backend] = bench_triton.extra_mib(layer, kept)
     if bench_triton.peer_package is not None:
         peer = bench_triton.Peer(case)
         calls["layer fastvideo-kernel"] = lambda: peer.layer(case.q, case.k, case.v, case.gate)
         attend["attend fastvideo-kernel"] = peer.attend
+        attend_backward["attend backward fastvideo-kernel"] = peer.attend_backward
         contestants["fastvideo-kernel"] = peer.layer
         extra["fastvideo-kernel"] = bench_triton.extra_mib(calls["layer fastvideo-kernel"], kept)
     for contestant, layer in contestants.items():
@@ -104,12 +125,15 @@ def measure(name: str, options: argparse.Namespace) -> dict:
         )
     calls["dense cudnn"] = dense(case)
     if options.flex:
-        attend["attend flex"] = flex_blocks(case)
-    times = Stopwatch(case.q.device).in_turns({**calls, **attend}, options.rounds)
+        attend["attend flex"], attend_backward["attend backward flex"] = flex_blocks(case)
+    all_calls = {**calls, **attend, **attend_backward}
+    times = Stopwatch(case.q.device).in_turns(all_calls, options.rounds)
     return {"problem": name, "tokens": case.tokens, "heads": case.heads, "tiles": case.tiles,
             "pairs": case.pairs, "sparsity": options.sparsity, "ms": times, "extra_mib": extra,
             "training_extra_mib": training,
-            "attend_tflops": {n: case.teraflops(times[n]) for n in attend}}  # fmt: skip
+            "attend_tflops": {n: case.teraflops(times[n]) for n in attend},
+            "attend_backward_tflops": {n: case.teraflops(times[n], backward=True)
+                                       for n in attend_backward}}  # fmt: skip
 
 
 def main() -> None:
@@ -128,7 +152,8 @@ def main() -> None:
             records.append(record)
             torch.cuda.empty_cache()
             print(name, {n: round(ms, 3) for n, ms in record["ms"].items()})
-            print(name, "TFLOP/s", {n: round(t) for n, t in record["attend_tflops"].items()},
+            rates = {**record["attend_tflops"], **record["attend_backward_tflops"]}
+            print(name, "TFLOP/s", {n: round(t) for n, t in rates.items()},
                   "extra MiB", {n: round(m) for n, m in record["extra_mib"].items()},
                   "in training", {n: round(m) for n, m in record["training_extra_mib"].items()},
                   flush=True)  # fmt: skip
