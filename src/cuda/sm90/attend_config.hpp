@@ -42,8 +42,7 @@ struct AttendConfig {
   static constexpr int kRanks = 64;   ///< of the plan
   static constexpr int kOrders = 32;  ///< from planner to loaders
   static constexpr bool kEdges = Edges;
-  static constexpr int kMaskRing =
-      64;  ///< loads planned and not yet attended: orders + value slots
+  static constexpr int kMaskRing = 64;  ///< loads planned and not yet attended
 
   // Bytes from the start of shared memory, which is 1024-byte aligned.
   static constexpr int kQuery = 0;
