@@ -153,14 +153,15 @@ class Checker {
  private:
   void require(const char* name, const TensorView& tensor, DType dtype, int rank,
                Sides shape) const {
-    const std::string expected = to_string(TensorView::dense(nullptr, dtype, rank, shape));
+    // Made only to be read: in each call it would cost a microsecond and more.
+    const auto expected = [&] { return to_string(TensorView::dense(nullptr, dtype, rank, shape)); };
     bool same = tensor.rank == rank && tensor.dtype == dtype;
     for (std::size_t i = 0; same && i < static_cast<std::size_t>(rank); ++i) {
       same = tensor.shape[i] == shape[i];
     }
-    if (!same) refuse(name, expected, to_string(tensor));
+    if (!same) refuse(name, expected(), to_string(tensor));
     if (tensor.elements() == 0) return;
-    if (tensor.data == nullptr) refuse(name, expected, "a null pointer");
+    if (tensor.data == nullptr) refuse(name, expected(), "a null pointer");
     const std::size_t last = static_cast<std::size_t>(rank) - 1;
     if (shape[last] > 1 && tensor.strides[last] != 1) {
       refuse(name, "a contiguous last dimension", "stride " + std::to_string(tensor.strides[last]));
