@@ -4,10 +4,11 @@ parameters, 6144 tokens a sample) learns real clips, each kind of attention with
 
     bench/loss_curve.py --clips A.mp4,... --held-out B.mp4 [--seeds 0,1,2] [--json FILE]
 
-Sparsity ramps as in the paper: 0.03 more every `--interval` steps, up to 0.9. Both kinds see the
-same crops, times and noise for a seed. The held-out loss is a mean over fixed crops, times and
-noise. Figures: loss by step, median step time at the end, peak memory; plot_loss_curve.py draws
-them.
+Sparsity ramps as in the paper: 0.03 more every `--interval` steps, up to 0.9. Two controls tell
+what a gap comes from: `ungated`, the same without the pooled branch, and `gated`, the pooled branch
+beside dense attention (sparsity 0). All kinds see the same crops, times and noise for a seed. The
+held-out loss is a mean over fixed crops, times and noise. Figures: loss by step, median step time
+at the end, peak memory; plot_loss_curve.py draws them.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ import vidsparse
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "examples" / "python"))
 from train_step import sparsity_at
 from video_dit import VideoDiT, crops, read_clip
+
+ATTENTIONS = ("dense", "sparse", "gated", "ungated")
 
 
 class HeldOut:
@@ -66,11 +69,14 @@ def autocast(device: torch.device) -> torch.autocast:
 def train(
     run: dict, clips: list[torch.Tensor], held: HeldOut, options: argparse.Namespace
 ) -> Iterator[None]:
-    """One run, which names its attention (dense or sparse) and its seed; pauses after each held-out
+    """One run, which names its attention (of ATTENTIONS) and its seed; pauses after each held-out
     loss, with what was measured so far in `run`."""
     device, seed = clips[0].device, run["seed"]
     torch.manual_seed(seed)
     model = VideoDiT(options.dim, options.dim // 64, options.depth).to(device)
+    if run["attention"] == "ungated":
+        for block in model.blocks:
+            block.attention.to_gate_compress = None
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=options.learning_rate, betas=(0.9, 0.95), fused=True
     )
@@ -81,8 +87,9 @@ def train(
     losses = []
     begin = time.perf_counter()
     for step in range(options.steps + 1):
-        dense = run["attention"] == "dense"
-        sparsity = None if dense else sparsity_at(step, interval=options.interval)
+        sparsity = {"dense": None, "gated": 0.0}.get(
+            run["attention"], sparsity_at(step, interval=options.interval)
+        )
         if step % options.every == 0:
             if losses:
                 run["train"].append([step, torch.stack(losses).mean().item()])  # waits for the GPU
@@ -122,7 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--clips", required=True, help="videos to learn, comma-separated")
     parser.add_argument("--held-out", required=True, help="video to judge by")
-    parser.add_argument("--attentions", default="dense,sparse")
+    parser.add_argument("--attentions", default="dense,sparse", help=f"of {', '.join(ATTENTIONS)}")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--interval", type=int, default=30, help="steps between rises of sparsity")
@@ -138,6 +145,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--json", type=pathlib.Path)
     options = parser.parse_args()
+    attentions = options.attentions.split(",")
+    if unknown := set(attentions) - set(ATTENTIONS):
+        parser.error(f"--attentions: expected some of {', '.join(ATTENTIONS)}, got {unknown}")
 
     device = torch.device(options.device)
     clips = [read_clip(path).to(device) for path in options.clips.split(",")]
@@ -153,7 +163,7 @@ def main() -> None:
         "runs": [],
     }
     for seed in map(int, options.seeds.split(",")):
-        for attention in options.attentions.split(","):
+        for attention in attentions:
             run = {"attention": attention, "seed": seed}
             record["runs"].append(run)
             for _ in train(run, clips, held, options):

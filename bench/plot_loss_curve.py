@@ -20,8 +20,13 @@ matplotlib.use("svg")
 matplotlib.rcParams["svg.hashsalt"] = "vidsparse"  # the same file from the same record
 from matplotlib import pyplot  # noqa: E402
 
-LABELS = {"dense": "dense attention (torch SDPA)", "sparse": "Video Sparse Attention, 0 to 90 %"}
-COLORS = {"dense": "tab:gray", "sparse": "tab:blue"}
+LABELS = {
+    "dense": "dense attention (torch SDPA)",
+    "sparse": "Video Sparse Attention, 0 to 90 %",
+    "gated": "dense attention and the pooled branch",
+    "ungated": "VSA without the pooled branch",
+}
+COLORS = {"dense": "tab:gray", "sparse": "tab:blue", "gated": "tab:orange", "ungated": "tab:green"}
 
 
 def held_out(run: dict) -> list[float]:
@@ -51,6 +56,8 @@ def main() -> None:
     ends = {}
     for kind, label in LABELS.items():
         runs = runs_of(options.records, kind)
+        if not runs:
+            continue
         for run in runs:
             steps, values = zip(*run["held_out"], strict=True)
             losses.plot(steps, values, color=COLORS[kind], alpha=0.35, linewidth=1)
@@ -58,7 +65,9 @@ def main() -> None:
         losses.plot(steps, means, color=COLORS[kind], label=label)
         ends[kind] = [end_of(run) for run in runs]
 
-        alone = runs_of(timed, kind)[0]
+        alone = next(iter(runs_of(timed, kind)), None)
+        if alone is None:
+            continue
         text = f"{alone['step_ms_at_the_end']:.1f} ms at the end, peak {alone['peak_mib']:.0f} MiB"
         steps = [step for step, _ in alone["train"]]
         times.plot(steps, alone["step_ms"], color=COLORS[kind], label=f"{kind}: {text}")
@@ -69,11 +78,12 @@ def main() -> None:
     figure.suptitle(f"{record['device']}, {record['runs'][0]['parameters'] / 1e6:.0f} M parameters")
     figure.savefig(options.output, metadata={"Date": None})
 
-    gap = statistics.mean(ends["sparse"]) - statistics.mean(ends["dense"])
     sigma = statistics.stdev(ends["dense"])
+    print(f"sigma of the dense seeds {sigma:.5f}")
     for kind, values in ends.items():
-        print(kind, " ".join(f"{v:.5f}" for v in values))
-    print(f"gap of the means {gap:+.5f}, sigma of the dense seeds {sigma:.5f}: {gap / sigma:+.2f}")
+        gap = statistics.mean(values) - statistics.mean(ends["dense"])
+        each = " ".join(f"{v:.5f}" for v in values)
+        print(f"{kind}: {each}; gap of the means {gap:+.5f}, {gap / sigma:+.2f} sigma")
 
 
 if __name__ == "__main__":

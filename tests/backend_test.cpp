@@ -56,6 +56,16 @@ TEST_P(BackendTest, NonFiniteInputs) {
   }
 }
 
+/// Nothing to write, and nothing written; on a GPU, where no launch has a block, no error either.
+TEST_P(BackendTest, BatchesOfNothing) {
+  const std::uint64_t seed = test_seed();
+  Limits limits = GetParam().limits;
+  limits.no_batch = true;
+  for (std::uint64_t n = 0; n < 20; ++n) {
+    ASSERT_TRUE(passes(*random_problem(seed + n, limits))) << "enough";
+  }
+}
+
 std::string test_name(const ::testing::TestParamInfo<Target>& target) {
   return name_of(target.param);
 }

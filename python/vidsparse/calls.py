@@ -179,13 +179,15 @@ class _Forward(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, gate, *bound.lengths, kept_mask, out, lse, *coarse)
         ctx.bound = bound
         ctx.set_materialize_grads(False)
+        if not (bound.want_lse or bound.want_mask):
+            return out  # each output costs autograd a microsecond
         if mask is not None:
             ctx.mark_non_differentiable(mask)
         return out, lse, mask
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dout, dlse, _):
+    def backward(ctx, dout, dlse=None, _=None):
         q, k, v, gate, query_lengths, key_lengths, mask, out, lse, *coarse = ctx.saved_tensors
         bound = ctx.bound
         if query_lengths is not None or key_lengths is not None:
@@ -202,7 +204,8 @@ def run(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """out, lse, mask, with autograd; what was not asked for may be anything."""
     if bound.keep or forward_ad._current_level >= 0:  # it refuses forward-mode derivatives
-        return _Forward.apply(q, k, v, gate, bound)
+        results = _Forward.apply(q, k, v, gate, bound)
+        return results if bound.want_lse or bound.want_mask else (results, None, None)
     out, (lse, mask, *_) = run_forward(q, k, v, gate, bound)
     return out, lse, mask
 

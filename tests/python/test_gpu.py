@@ -2,10 +2,13 @@
 launches, memory, and agreement with PyPI's fastvideo-kernel where it is installed (without its
 dependencies)."""
 
+import gc
 import importlib
 import json
 import math
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -71,6 +74,22 @@ def test_incoming_gradients_between_two_words(backend):
     assert all(torch.equal(a, b) for a, b in zip(got, wanted))
 
 
+def test_heads_with_gaps(backend):
+    """Of 8 elements, over which no bulk copy steps: refused before a training step, or trained."""
+    inputs = tensors(4, grad=True)
+    wanted = torch.autograd.grad(layer(*inputs), inputs, torch.ones_like(inputs[0]))
+    for part in (0, 1):  # q, k
+        padded = [x.detach().clone().requires_grad_() for x in inputs]
+        wide = torch.nn.functional.pad(inputs[part].detach(), (0, 8))
+        padded[part] = wide[..., :128].requires_grad_()
+        if backend == "sm90":
+            with pytest.raises(vidsparse.UnsupportedError, match=f"{'qk'[part]}: .* head stride"):
+                layer(*padded)
+            continue
+        got = torch.autograd.grad(layer(*padded), padded, torch.ones_like(inputs[0]))
+        assert all(torch.equal(a, b) for a, b in zip(got, wanted))
+
+
 def test_new_threads(backend):
     """Where nothing has made the device's context current yet, as in torch's own of backward."""
     inputs = tensors(4, grad=True)
@@ -107,6 +126,60 @@ def test_other_devices(backend):
         layer(here[0], *there[1:])
 
 
+ON_THE_SECOND_GPU = """
+import ctypes, threading
+import torch, vidsparse
+from vidsparse.backends import choose
+
+def is_open(index):
+    flags, state = ctypes.c_uint(), ctypes.c_int()
+    ask = ctypes.CDLL("libcuda.so.1").cuDevicePrimaryCtxGetState
+    assert ask(index, ctypes.byref(flags), ctypes.byref(state)) == 0
+    return state.value == 1
+
+def prepare():
+    plan = vidsparse.plan(grid=(5, 8, 8), heads=2, device="cuda:1")
+    return choose(plan.problem, device, None).prepare(plan.problem, device)
+
+def train():
+    out = vidsparse.video_sparse_attention(*inputs[:3], grid=(5, 8, 8), top_k=3, gate=inputs[3])
+    results.append(torch.autograd.grad(out, inputs, seed))
+
+def in_a_thread(work):  # one that has no device yet
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+device = torch.device("cuda", 1)
+inputs = [torch.randn(1, 320, 2, 128, device=device).bfloat16().requires_grad_() for _ in range(4)]
+seed = torch.randn_like(inputs[0])
+torch.autograd.grad(inputs[0] * inputs[1], inputs[:2], seed)
+if is_open(0):
+    print("torch opens it")
+    raise SystemExit
+results = []
+for work in (prepare, train):
+    in_a_thread(work)
+    work()
+torch.cuda.synchronize(device)
+assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+assert is_open(1) and not is_open(0)
+print("untouched")
+"""
+
+
+def test_other_devices_are_left_alone(backend):
+    """A process that works on cuda:1 alone opens no context on cuda:0."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    run = subprocess.run(
+        [sys.executable, "-c", ON_THE_SECOND_GPU], capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    if "untouched" not in run.stdout:
+        pytest.skip(f"this torch opens a context on cuda:0 itself: {run.stdout}")
+
+
 @pytest.mark.parametrize("gate", [False, True])
 def test_cuda_graph(backend, gate):
     inputs = [*tensors(3), tensors(1)[0] if gate else None]
@@ -119,6 +192,25 @@ def test_cuda_graph(backend, gate):
         x.copy_(torch.randn_like(x))
     graph.replay()
     torch.cuda.synchronize()
+    assert torch.equal(out, layer(*inputs))
+
+
+def test_cuda_graph_after_many_problems(backend, monkeypatch):
+    """What a graph reads outlives the caches, which hold a few problems only."""
+    inputs = tensors(4)
+    layer(*inputs)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = layer(*inputs)
+    monkeypatch.setattr(vidsparse.prepared.Memory, "CAPACITY", 1)
+    for frames in range(1, 80):  # more than the 64 layouts whose tables are remembered
+        small = [x[:, : 4 * frames, :1] for x in inputs[:3]]
+        vidsparse.video_sparse_attention(*small, grid=(frames, 2, 2), sparsity=0.5)
+    gc.collect()
+    junk = [torch.full((n,), -1, device="cuda") for n in (4, 256, 1024, 4096, 2**14) * 200]
+    graph.replay()
+    torch.cuda.synchronize()
+    del junk
     assert torch.equal(out, layer(*inputs))
 
 

@@ -252,11 +252,31 @@ def test_pool_keeps_float32(device):
     assert ((qc.cpu().double() - exact).abs() <= bound).all()
 
 
-def test_empty_batch_and_grid(device):
-    q = torch.randn(0, 64, 2, 64, device=device).bfloat16()
-    assert vidsparse.video_sparse_attention(q, q, q, grid=(4, 4, 4), top_k=1).shape == q.shape
-    q = torch.randn(2, 0, 2, 64, device=device).bfloat16()
-    assert vidsparse.video_sparse_attention(q, q, q, grid=(0, 4, 4), sparsity=0.5).shape == q.shape
+@pytest.mark.parametrize("gate", ["none", "number", "tensor"])
+@pytest.mark.parametrize("batch, grid", [(0, (2, 4, 4)), (2, (0, 4, 4)), (0, (0, 4, 4))])
+def test_empty_batch_and_grid(device, batch, grid, gate):
+    shape = (batch, math.prod(grid), 2, 64)
+    leaves = [torch.randn(shape, device=device).bfloat16().requires_grad_() for _ in range(4)]
+    given = {"none": None, "number": 0.5, "tensor": leaves[3]}[gate]
+    out, lse = vidsparse.video_sparse_attention(
+        *leaves[:3], grid=grid, sparsity=0.5, gate=given, return_lse=True
+    )
+    assert out.shape == shape and lse.shape == (batch, 2, shape[1])
+    leaves = leaves if gate == "tensor" else leaves[:3]
+    gradients = torch.autograd.grad((out.sum(), lse.sum()), leaves)
+    assert all(got.shape == shape for got in gradients)
+
+
+def test_keys_of_an_empty_grid(device):
+    """Nothing to attend: zeros, and zero gradients."""
+    q = torch.randn(2, 32, 2, 64, device=device).bfloat16().requires_grad_()
+    k, v = (torch.randn(2, 0, 2, 64, device=device).bfloat16().requires_grad_() for _ in range(2))
+    out, lse = vidsparse.video_sparse_attention(
+        q, k, v, grid=(2, 4, 4), kv_grid=(0, 4, 4), sparsity=0.5, gate=1.0, return_lse=True
+    )
+    assert (out == 0).all() and (lse == -math.inf).all()
+    dq, dk, dv = torch.autograd.grad(out, (q, k, v), torch.randn_like(out))
+    assert (dq == 0).all() and dk.shape == dv.shape == k.shape
 
 
 def test_packed_query_against_raster_key_is_by_sequences(device):

@@ -74,3 +74,24 @@ def test_a_processor_runs_it_only_interpreted(monkeypatch):
     assert "bfloat16" in backend().can_run(problem(dtype=torch.bfloat16), DEVICE).reason
     monkeypatch.delenv("TRITON_INTERPRET")
     assert "TRITON_INTERPRET" in backend().can_run(problem(), DEVICE).reason
+
+
+def test_what_a_graph_captured_is_kept(monkeypatch):
+    """Its tables are read by each replay, long after the caches have let them go."""
+    from vidsparse.triton import kernels
+
+    class Launches:
+        device = torch.device("cuda", 0)
+
+        @kernels._on_its_device
+        def run(self):
+            return self
+
+    capturing = False
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    monkeypatch.setattr(kernels, "_captured", set())
+    one, other = Launches(), Launches()
+    assert one.run() is one and not kernels._captured
+    capturing = True
+    assert [other.run(), other.run()] == [other, other] and kernels._captured == {other}

@@ -21,6 +21,7 @@ SETTINGS = {
     "an image, negative scale": Setting(Side([(1, 20, 16)]), scale=-0.2),
     "one projection": Setting(Side([(4, 5, 8)]), batch=2, fused=True, scale=0.0, top_k=1),
     "four heads a key head": Setting(Side([(2, 8, 8)]), heads=4, groups=1, gate="number"),
+    "a batch of nothing": Setting(Side([5, (2, 5, 8)]), batch=0),
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -190,7 +190,7 @@ Problem random_frame(Dice& dice, double& density, const Limits& limits) {
   problem.head_dim = limits.gpu || dice.chance(0.6)
                          ? dice.one_of<std::int64_t>({64, 128})
                          : dice.one_of<std::int64_t>({96, 112, 192, 256});
-  problem.batch = dice.chance(0.65) ? 1 : dice.between(2, 3);
+  problem.batch = limits.no_batch ? 0 : dice.chance(0.65) ? 1 : dice.between(2, 3);
   const std::int64_t key_heads = dice.between(1, 2);
   const std::int64_t group = dice.chance(0.65) ? 1 : dice.between(2, 3);
   problem.heads_q = key_heads * group;

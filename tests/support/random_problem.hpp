@@ -15,6 +15,8 @@ struct Limits {
   /// bf16 and fp16, head_dim 64 and 128, rows at multiples of 16 bytes, batch and head strides at
   /// multiples of 64 elements.
   bool gpu = false;
+  /// Batches of no entries.
+  bool no_batch = false;
 };
 
 /// What a problem is for.

@@ -35,15 +35,24 @@ def search_shape(tiles: int, shape: Shape) -> tuple[int, int]:
     return min(shape.rows, max(shape.search // chunk, 1)), chunk
 
 
+# What CUDA graphs were captured of: they read its tables, and nothing tells how long they live.
+_captured: set[TritonKernels] = set()
+
+
 def _on_its_device(method: Callable) -> Callable:
-    """Triton launches on the current device, which may be another one."""
+    """Triton launches on the current device, which may be another one. What a CUDA graph captures
+    is kept."""
 
     @wraps(method)
     def launch(self: TritonKernels, *arguments: object, **named: object) -> object:
-        if self.device.type == "cpu" or torch.cuda.current_device() == self.device.index:
+        if self.device.type == "cpu":
             return method(self, *arguments, **named)
-        with torch.cuda.device(self.device):
-            return method(self, *arguments, **named)
+        if torch.cuda.current_device() != self.device.index:
+            with torch.cuda.device(self.device):
+                return launch(self, *arguments, **named)
+        if torch.cuda.is_current_stream_capturing():
+            _captured.add(self)
+        return method(self, *arguments, **named)
 
     return launch
 

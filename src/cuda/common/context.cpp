@@ -1,7 +1,10 @@
 #include "cuda/common/context.hpp"
 
+#include <cudaTypedefs.h>
+
 #include <string>
 
+#include "cuda/common/driver.hpp"
 #include "vidsparse/error.hpp"
 
 namespace vidsparse::cuda {
@@ -27,15 +30,69 @@ void check(cudaError_t status, const char* what) {
                   cudaGetErrorString(status) + ")");
 }
 
+namespace {
+
+/// The driver's calls that lend a thread a device's primary context.
+struct Driver {
+  PFN_cuDeviceGet_v2000 device = nullptr;
+  PFN_cuDevicePrimaryCtxRetain_v7000 retain = nullptr;
+  PFN_cuDevicePrimaryCtxRelease_v11000 release = nullptr;
+  PFN_cuCtxPushCurrent_v4000 push = nullptr;
+  PFN_cuCtxPopCurrent_v4000 pop = nullptr;
+
+  Driver() {
+    find(device, "cuDeviceGet", 2000);
+    find(retain, "cuDevicePrimaryCtxRetain", 7000);
+    find(release, "cuDevicePrimaryCtxRelease", 11000);
+    find(push, "cuCtxPushCurrent", 4000);
+    find(pop, "cuCtxPopCurrent", 4000);
+  }
+
+  template <class Function>
+  static void find(Function& function, const char* name, unsigned version) {
+    function = reinterpret_cast<Function>(driver_entry(name, version));
+    if (function == nullptr) {
+      throw Error(ErrorCode::internal, name, "expected a driver that has it, got none");
+    }
+  }
+};
+
+const Driver& driver() {
+  static const Driver found;
+  return found;
+}
+
+void check(CUresult status, const char* what) {
+  if (status == CUDA_SUCCESS) return;
+  throw Error(ErrorCode::internal, what,
+              "expected success, got CUresult " + std::to_string(status));
+}
+
+}  // namespace
+
 CurrentDevice::CurrentDevice(int index) : index_(index) {
   check(cudaGetDevice(&former_), "cudaGetDevice");
-  // Even if it is the current one: a thread that has not used CUDA yet (autograd's) has no context,
-  // which the driver needs to encode tensor maps.
-  check(cudaSetDevice(index_), "cudaSetDevice");
+  if (former_ == index_) {
+    // A thread that has not used CUDA yet (autograd's) has no context, which the driver needs to
+    // encode tensor maps.
+    check(cudaSetDevice(index_), "cudaSetDevice");
+    return;
+  }
+  // cudaSetDevice(former_) at the end would open a context on a device that the caller may never
+  // use, which takes hundreds of megabytes of it. The run-time library keeps the one of index_.
+  check(cudaInitDevice(index_, 0, 0), "cudaInitDevice");
+  CUdevice device = 0;
+  CUcontext context = nullptr;
+  check(driver().device(&device, index_), "cuDeviceGet");
+  check(driver().retain(&context, device), "cuDevicePrimaryCtxRetain");
+  const CUresult pushed = driver().push(context);
+  driver().release(device);
+  check(pushed, "cuCtxPushCurrent");
 }
 
 CurrentDevice::~CurrentDevice() {
-  if (former_ != index_) cudaSetDevice(former_);
+  CUcontext context = nullptr;
+  if (former_ != index_) driver().pop(&context);
 }
 
 bool rows_aligned(const TensorView& tensor) {

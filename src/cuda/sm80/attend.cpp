@@ -61,6 +61,15 @@ std::size_t attend_bytes(const Context& context, const AttendArgs& args) {
   return arena.used();
 }
 
+void check_attend(const AttendArgs& args) {
+  if (args.q.elements() == 0) return;
+  require_aligned_rows(args);
+  head_rows("q", args.q);
+  if (args.k.elements() == 0) return;
+  head_rows("k", args.k);
+  head_rows("v", args.v);
+}
+
 void attend(const Context& context, Shape shape, const AttendArgs& args, Workspace workspace,
             cudaStream_t stream) {
   core::Arena arena(workspace.data);
@@ -70,7 +79,7 @@ void attend(const Context& context, Shape shape, const AttendArgs& args, Workspa
     static_cast<AttendProblem<T>&>(parameters) = make_attend_problem<T>(context, args, table);
     const dim3 blocks = item_blocks(parameters.query_fragments, context.heads(), context.batch());
     if (blocks.x == 0) return;
-    require_aligned_rows(args);
+    check_attend(args);
     parameters.key = context.key;
     parameters.k = head_rows("k", args.k);
     parameters.v = head_rows("v", args.v);

@@ -18,9 +18,12 @@ void prepare_attend(const Context& context, Shape shape);
 
 std::size_t attend_bytes(const Context& context, const AttendArgs& args);
 
+/// Throws Error naming a tensor whose rows cannot be copied by 16 bytes, q, k or v also where a
+/// token's offset has more than 31 bits.
+void check_attend(const AttendArgs& args);
+
 /// Block-sparse attention over a bitmap with the gated coarse output added: two launches, of which
-/// the first fills a table of a few kilobytes. Throws Error naming a tensor whose rows cannot be
-/// copied by 16 bytes.
+/// the first fills a table of a few kilobytes. Throws Error as check_attend does.
 void attend(const Context& context, Shape shape, const AttendArgs& args, Workspace workspace,
             cudaStream_t stream);
 

@@ -63,6 +63,7 @@ Schedule make_schedule(const Context& context, const AttendArgs& args) {
     s.pace_steps = core::ceil_div(s.key_fragments, kPaceFragments);
     s.arrivals = core::ceil_div(s.items, s.blocks) * s.pace_steps;
   }
+  if (s.arrivals >= Order::kMaxPaceSteps) s.pace_fragments = s.pace_steps = s.arrivals = 0;
   return s;
 }
 
@@ -97,6 +98,10 @@ AttendParameters<T> make_parameters(const Context& context, const AttendArgs& ar
 }  // namespace
 
 Verdict can_attend(const Problem& problem, const TileLayout& query, const TileLayout& key) {
+  if (problem.batch * problem.heads_q >= Order::kMaxPlanes) {
+    return Verdict::no("heads_q: expected fewer than 2^28 heads of all batch entries, got " +
+                       std::to_string(problem.batch) + " x " + std::to_string(problem.heads_q));
+  }
   const std::int64_t parts = problem.tile.tokens() / kFragment;
   // The forward walks the keys, the backward the queries too, with two or three consumers a block.
   for (const auto& [name, layout] : {std::pair("query", &query), std::pair("key", &key)}) {
@@ -129,11 +134,19 @@ std::size_t attend_bytes(const Context& context, const AttendArgs& args) {
   return arena.used();
 }
 
+void check_attend(const AttendArgs& args) {
+  if (args.q.elements() == 0) return;
+  require_aligned_rows(args);
+  require_bulk_rows("q", args.q);
+  require_bulk_rows("k", args.k);
+  require_bulk_rows("v", args.v);
+}
+
 void attend(const Context& context, const AttendArgs& args, Workspace workspace,
             cudaStream_t stream) {
   const Schedule schedule = make_schedule(context, args);
   if (schedule.items == 0) return;
-  require_aligned_rows(args);
+  check_attend(args);
   core::Arena arena(workspace.data);
   const Memory memory = take(arena, schedule);
   with_instance(context, [&]<class T, class Config>(T, Config) {

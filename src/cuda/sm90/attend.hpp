@@ -18,9 +18,13 @@ void prepare_attend(const Context& context);
 
 std::size_t attend_bytes(const Context& context, const AttendArgs& args);
 
+/// Throws Error naming a tensor whose rows are not 16-byte aligned, or q, k or v where the copy
+/// engine cannot read them: q as well, which only the backward reads so, for a training run must
+/// not fail there first.
+void check_attend(const AttendArgs& args);
+
 /// Block-sparse attention over a bitmap with the gated coarse output added: two launches, of which
-/// the first fills a table of a few kilobytes. Throws Error naming a tensor whose strides the copy
-/// engine cannot read.
+/// the first fills a table of a few kilobytes. Throws Error as check_attend does.
 void attend(const Context& context, const AttendArgs& args, Workspace workspace,
             cudaStream_t stream);
 

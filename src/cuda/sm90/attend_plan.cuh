@@ -33,6 +33,8 @@ struct alignas(16) Order {
   static constexpr std::uint32_t segment(std::uint32_t place) { return place & 15; }
   static constexpr std::uint32_t plane(std::uint32_t place) { return place >> 4; }
   static constexpr std::uint32_t kStop = 8;
+  static constexpr std::int64_t kMaxPlanes = 1 << 28;     ///< batch entries x heads
+  static constexpr std::int64_t kMaxPaceSteps = 1 << 26;  ///< of a block's items
   static constexpr std::uint32_t users(std::uint32_t word) { return word & 7; }
   static constexpr std::int32_t pace_steps(std::uint32_t word) {
     return static_cast<std::int32_t>(word >> 4 & 0x3FFFFFF);

@@ -27,6 +27,7 @@ class Sm90Kernels final : public GpuKernels {
     return backward_bytes(context(), args);
   }
 
+  void check(const AttendArgs& args) const override { check_attend(args); }
   void attend(const AttendArgs& args, Workspace workspace, void* stream) const override {
     const CurrentDevice current(device());
     sm90::attend(context(), args, workspace, static_cast<cudaStream_t>(stream));

@@ -89,6 +89,9 @@ Pass make_pass(const Context& context, bool by_key) {
         core::ceil_div(pass.other_fragments, kPaceFragments) * pass.members * (pass.narrow ? 2 : 1);
     pass.arrivals = core::ceil_div(pass.items, pass.blocks) * pass.pace_steps;
   }
+  if (pass.arrivals >= Order::kMaxPaceSteps) {
+    pass.pace_fragments = pass.pace_steps = pass.arrivals = 0;
+  }
   return pass;
 }
 

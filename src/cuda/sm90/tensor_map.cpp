@@ -1,12 +1,12 @@
 #include "cuda/sm90/tensor_map.hpp"
 
 #include <cudaTypedefs.h>
-#include <cuda_runtime_api.h>
 
 #include <algorithm>
 #include <string>
 
 #include "core/check.hpp"
+#include "cuda/common/driver.hpp"
 #include "vidsparse/error.hpp"
 
 namespace vidsparse::cuda::sm90 {
@@ -17,25 +17,15 @@ constexpr std::int64_t kElement = 2;  // bytes
 
 using Encode = PFN_cuTensorMapEncodeTiled_v12000;
 
-/// Through the run-time library, so that nothing links libcuda.
-Encode find_encoder() {
-  void* entry = nullptr;
-  cudaDriverEntryPointQueryResult found{};
-  const cudaError_t status = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry,
-                                                              12000, cudaEnableDefault, &found);
-  if (status != cudaSuccess || found != cudaDriverEntryPointSuccess) {
-    cudaGetLastError();
-    return nullptr;
-  }
-  return reinterpret_cast<Encode>(entry);
-}
-
 Encode encoder() {
-  static const Encode found = find_encoder();
+  static const auto found = reinterpret_cast<Encode>(driver_entry("cuTensorMapEncodeTiled", 12000));
   return found;
 }
 
-void check_strides(const char* name, const TensorView& tensor) {
+}  // namespace
+
+void require_bulk_rows(const char* name, const TensorView& tensor) {
+  if (tensor.elements() == 0) return;
   const auto require = [&](bool ok, const char* expected, const std::string& got) {
     if (!ok)
       throw Error(ErrorCode::unsupported, name,
@@ -52,8 +42,6 @@ void check_strides(const char* name, const TensorView& tensor) {
           "a head stride that is a multiple of 64 elements", std::to_string(head));
 }
 
-}  // namespace
-
 Verdict can_encode_tensor_maps() {
   if (encoder() != nullptr) return Verdict::yes();
   return Verdict::no("expected a driver of CUDA 12.0 or newer with cuTensorMapEncodeTiled");
@@ -62,7 +50,7 @@ Verdict can_encode_tensor_maps() {
 TensorMaps make_tensor_maps(const char* name, const TensorView& tensor, const Side& side) {
   TensorMaps result{};
   if (tensor.elements() == 0) return result;
-  check_strides(name, tensor);
+  require_bulk_rows(name, tensor);
   const auto [batch, given, head, one] = tensor.strides;
   const std::int64_t columns = tensor.shape[3] / kColumn;
   // A side of 1 may carry any stride.

@@ -26,7 +26,10 @@ struct TensorMaps {
 
 /// Throws Error naming `name` when the tensor cannot be read so: a base that is not 16-byte
 /// aligned, a token stride that is not a multiple of 8 elements, batch or head strides that are not
-/// multiples of 64, negative or overlapping ones, spans of 2^40 bytes and more.
+/// multiples of 64, negative ones.
+void require_bulk_rows(const char* name, const TensorView& tensor);
+
+/// Throws Error naming `name` as require_bulk_rows does, and for spans of 2^40 bytes and more.
 TensorMaps make_tensor_maps(const char* name, const TensorView& tensor, const Side& side);
 
 /// Whether the driver has what make_tensor_maps needs; looked up once.
