@@ -47,7 +47,7 @@ def attend(dim: int, row_tiles: int, key_slots: int) -> Kernel:
 def gradient(dim: int, by_key: int, column_warps: int, stages: int) -> Kernel:
     pair = 2 * FRAGMENT * dim * 2
     norms = 2 * FRAGMENT * 4 if by_key else 0
-    exchange = (1 + by_key) * FRAGMENT * FRAGMENT * 2 if column_warps == 2 else 0
+    exchange = 2 * FRAGMENT * FRAGMENT * 2 if by_key and column_warps == 2 else 0
     side = "key" if by_key else "query"
     shared = pair + stages * (pair + norms) + exchange + LIST
     return Kernel(f"gradient by {side} {dim}", 128, shared)

@@ -216,6 +216,25 @@ std::uint64_t number_from(const char* variable, std::uint64_t unless_set) {
   return text == nullptr || *text == '\0' ? unless_set : std::strtoull(text, nullptr, 10);
 }
 
+/// Makes one key's score -inf for each query of its heads: its weight is 0, and so is its gradient
+/// of v, whatever the fragments that meet it look like.
+void add_ignored_key(RandomProblem& problem, Dice& dice) {
+  const TensorRef& q = problem.q.ref;
+  const TensorRef& k = problem.k.ref;
+  if (q.elements() == 0 || k.elements() == 0) return;
+  const std::int64_t batch = dice.between(0, k.shape[0] - 1);
+  const std::int64_t head = dice.between(0, k.shape[2] - 1);
+  const std::int64_t column = dice.between(0, k.shape[3] - 1);
+  const std::int64_t group = q.shape[2] / k.shape[2];
+  for (std::int64_t token = 0; token < q.shape[1]; ++token) {
+    for (std::int64_t h = head * group; h < (head + 1) * group; ++h) {
+      store(q, q.offset(batch, token, h) + column, dice.uniform(0.5, 1.5));
+    }
+  }
+  store(k, k.offset(batch, dice.between(0, k.shape[1] - 1), head) + column,
+        -std::numeric_limits<double>::infinity());
+}
+
 }  // namespace
 
 RandomProblem::RandomProblem(const Problem& frame)
@@ -362,6 +381,8 @@ void add_non_finite(RandomProblem& problem, std::uint64_t seed) {
   Dice dice(seed);
   // 0 * inf: a backend may drop what a scale of 0 makes meaningless.
   if (problem.scale == 0.0) problem.scale.reset();
+  // A weight that fp16 rounds to 0 makes NaN of what is infinite exactly.
+  if (problem.problem().dtype == DType::f16) problem.scale = dice.uniform(0.01, 0.05);
   const double infinity = std::numeric_limits<double>::infinity();
   const auto spoil = [&](const TensorRef& tensor) {
     if (!tensor || tensor.elements() == 0) return;
@@ -378,6 +399,7 @@ void add_non_finite(RandomProblem& problem, std::uint64_t seed) {
   if (dice.chance(0.5)) spoil(problem.v.ref);
   if (dice.chance(0.3)) spoil(problem.gate_tensor.ref);
   if (dice.chance(0.3)) spoil(problem.dout.ref);
+  if (dice.chance(0.3)) add_ignored_key(problem, dice);
 }
 
 std::uint64_t test_seed() {

@@ -12,12 +12,14 @@ namespace vidsparse::cuda::sm80 {
 ///
 /// Four warps. The scores' factors come first, the weights' second. With ColumnWarps = 1 a warp has
 /// 16 own rows and keeps its weights in registers. With 2, a warp has 32 rows and half the columns
-/// of every product, so that what it reads from shared memory serves two products; two warps
-/// exchange their weights through shared memory.
+/// of the scores, so that what it reads from shared memory serves two products. By query it keeps
+/// its weights too, sums over its half of the other rows alone, and two warps add their sums up at
+/// the end. By key there are not registers for that: two warps exchange their weights through
+/// shared memory, and each has half the columns of the sums.
 ///
 ///   own       both tensors of the block's fragment
 ///   stages    both tensors of the other side's; by key also the lse and delta of its rows
-///   exchange  64 x 64 score gradients, and by key weights, of which pairs of warps share rows
+///   exchange  by key 64 x 64 score gradients and weights, of which pairs of warps share rows
 ///   list      the next fragments to walk
 template <int HeadDim, bool ByKey, int ColumnWarps, int Stages, int Blocks>
 struct GradientConfig {
@@ -34,13 +36,15 @@ struct GradientConfig {
   static constexpr int kFragmentBytes = 64 * kRowBytes;
   static constexpr int kNormBytes = ByKey ? 2 * 64 * 4 : 0;
   static constexpr int kStageBytes = 2 * kFragmentBytes + kNormBytes;
-  static constexpr int kWeightBytes = ColumnWarps == 2 ? 64 * 128 : 0;
+  static constexpr bool kExchanges = ByKey && ColumnWarps == 2;
+  static constexpr int kWeightBytes = kExchanges ? 64 * 128 : 0;
+  static constexpr int kSumColumns = kExchanges ? HeadDim / 2 : HeadDim;  ///< of D, a warp
   static constexpr int kOwn = 0;
   static constexpr int kOther = kOwn + 2 * kFragmentBytes;
   static constexpr int kNorms = 2 * kFragmentBytes;  ///< of a stage
   static constexpr int kScoreGradients = kOther + Stages * kStageBytes;
   static constexpr int kWeights = kScoreGradients + kWeightBytes;
-  static constexpr int kList = kWeights + (ByKey ? kWeightBytes : 0);
+  static constexpr int kList = kWeights + kWeightBytes;
   static constexpr int kSharedBytes = kList + kListed * 16;
 };
 
@@ -53,7 +57,7 @@ struct GradientShape<128, true, Shape::large> {  // 82 KB, 255: 2 by both in 164
   using Config = GradientConfig<128, true, 2, 1, 2>;
 };
 template <>
-struct GradientShape<128, false, Shape::large> {  // 106 KB, 222: 2 by both in 228 KB, 1 in 164 KB
+struct GradientShape<128, false, Shape::large> {  // 98 KB, 255: 2 by both in 228 KB, 1 in 164 KB
   using Config = GradientConfig<128, false, 2, 2, 2>;
 };
 template <bool ByKey>

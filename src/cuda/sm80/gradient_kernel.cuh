@@ -37,7 +37,7 @@ class GradientBlock {
         columns_(address_ + Config::kOther + column_warp() * kColumns * kRowBytes +
                  first_column<kRowBytes>(lane_)),
         rows_((address_ + Config::kOther + first_row<kRowBytes>(lane_)) ^
-              column_warp() * (kD / kColumnWarps * 2)),
+              (Config::kExchanges ? column_warp() * kSumColumns * 2 : 0)),
         list_(p_.other, p_.per_tile, p_.other_fragments, shared + Config::kList),
         copy_(p_.other) {}
 
@@ -65,8 +65,9 @@ class GradientBlock {
   }
 
  private:
+  static constexpr int kSumColumns = Config::kSumColumns;
   using Scores = float[kRowTiles][kColumns / 2];
-  using Sums = float[kRowTiles][kD / kColumnWarps / 2];
+  using Sums = float[kRowTiles][kSumColumns / 2];
 
   __device__ static int first_slot() {
     return static_cast<int>(threadIdx.x) / (32 * kColumnWarps) * (16 * kRowTiles);
@@ -179,20 +180,23 @@ class GradientBlock {
       float2 norm = {norm_[2 * m + i / 2 % 2], norm_[2 * m + i / 2 % 2]};
       if constexpr (Config::kByKey) {
         norm = *reinterpret_cast<const float2*>(norms + i / 4 * 8);
-        norm = {without_weight_infinite(norm.x), without_weight_infinite(norm.y)};
       }
       float(&p)[kColumns / 2] = weights[m];
       p[i] = ptx::exp2_approximate(fmaf(p[i], p_.scale_log2, -norm.x));
       p[i + 1] = ptx::exp2_approximate(fmaf(p[i + 1], p_.scale_log2, -norm.y));
     });
-    if constexpr (!Config::kByKey) {
-      // A pad's score is 0, and its weight may be infinite.
-      if (~valid != 0) clear_pads(valid, weights);
+    // A pad's score is 0 or no number, and its weight may be infinite.
+    if (~valid != 0) {
+      if constexpr (Config::kByKey) {
+        clear_weightless(norms, weights);
+      } else {
+        clear_pads(valid, weights);
+      }
     }
-    PackedWeights<kRowTiles> packed;
-    if constexpr (Config::kByKey) {
-      hand_over(weights, packed, Config::kWeights);
-      if constexpr (kColumnWarps == 1) add_weighted(packed, offset);
+    if constexpr (Config::kExchanges) {
+      hand_over(weights, Config::kWeights);
+    } else if constexpr (Config::kByKey) {
+      add_weighted(packed(weights), offset);
     }
     Scores d_scores;
     multiply_transposed<T, kD>(d_scores, own(1), columns_ + offset + Config::kFragmentBytes);
@@ -204,14 +208,15 @@ class GradientBlock {
       d_scores[m][i] = weights[m][i] * (d_scores[m][i] - delta.x);
       d_scores[m][i + 1] = weights[m][i + 1] * (d_scores[m][i + 1] - delta.y);
     });
-    hand_over(d_scores, packed, Config::kScoreGradients);
-    if constexpr (kColumnWarps == 1) {
-      multiply_added<T, kD>(d_scores_, packed, rows_ + offset);
-    } else {
+    if constexpr (Config::kExchanges) {
+      hand_over(d_scores, Config::kScoreGradients);
       // The two warps of the same rows; the next stage's barrier keeps what they read.
       ptx::barrier_sync(1 + first_slot() / (16 * kRowTiles), 64);
-      if constexpr (Config::kByKey) add_weighted(exchanged(Config::kWeights), offset);
+      add_weighted(exchanged(Config::kWeights), offset);
       multiply_added<T, kD>(d_scores_, exchanged(Config::kScoreGradients), rows_ + offset);
+    } else {
+      multiply_added<T, kD, kColumns / 16>(d_scores_, packed(d_scores),
+                                           rows_ + offset + column_warp() * kColumns * kRowBytes);
     }
   }
 
@@ -229,18 +234,21 @@ class GradientBlock {
     multiply_added<T, kD>(d_weights_, weights, rows_ + offset + Config::kFragmentBytes);
   }
 
-  /// Makes accumulators a product's factor: in registers, or for two warps in shared memory.
-  __device__ void hand_over(const Scores& values, PackedWeights<kRowTiles>& packed, int to) {
+  /// Makes accumulators a product's factor in registers.
+  __device__ static PackedWeights<kRowTiles, kColumns> packed(const Scores& values) {
+    PackedWeights<kRowTiles, kColumns> result;
+    each_pair(
+        [&](int m, int i) { result.words[m][i / 2] = pack<T>(values[m][i], values[m][i + 1]); });
+    return result;
+  }
+
+  /// The same in shared memory, for two warps.
+  __device__ void hand_over(const Scores& values, int to) {
     each_pair([&](int m, int i) {
-      const std::uint32_t word = pack<T>(values[m][i], values[m][i + 1]);
-      if constexpr (kColumnWarps == 1) {
-        packed.words[m][i / 2] = word;
-      } else {
-        const int row = first_slot() + 16 * m + i / 2 % 2 * 8 + lane_ / 4;
-        *reinterpret_cast<std::uint32_t*>(
-            shared_ + to + swizzled<128>(row, column_warp() * (kColumns / 8) + i / 4) +
-            lane_ % 4 * 4) = word;
-      }
+      const int row = first_slot() + 16 * m + i / 2 % 2 * 8 + lane_ / 4;
+      *reinterpret_cast<std::uint32_t*>(shared_ + to +
+                                        swizzled<128>(row, column_warp() * (kColumns / 8) + i / 4) +
+                                        lane_ % 4 * 4) = pack<T>(values[m][i], values[m][i + 1]);
     });
   }
 
@@ -252,6 +260,15 @@ class GradientBlock {
     };
   }
 
+  /// By key, the columns whose lse is infinite.
+  __device__ static void clear_weightless(const float* norms, Scores& weights) {
+    each_pair([&](int m, int i) {
+      const float2 norm = *reinterpret_cast<const float2*>(norms + i / 4 * 8);
+      if (isinf(norm.x)) weights[m][i] = 0;
+      if (isinf(norm.y)) weights[m][i + 1] = 0;
+    });
+  }
+
   __device__ void clear_pads(std::uint64_t valid, Scores& weights) const {
     valid >>= column_warp() * kColumns + lane_ % 4 * 2;
     each_pair([&](int m, int i) {
@@ -260,7 +277,40 @@ class GradientBlock {
     });
   }
 
+  /// Adds up the sums of two warps over a half of the other rows each; either is left with half of
+  /// the columns, in the first half of its registers.
+  __device__ void join_sums() {
+    constexpr int kHalf = kSumColumns / 4;  // of a row tile's sums
+    const int warp = static_cast<int>(threadIdx.x) / 32;
+    const bool second = column_warp() == 1;
+    // [warp, row tile, sum, lane], in the stages' memory
+    const auto given = [this](int of_warp, int m, int i) -> float& {
+      return reinterpret_cast<float*>(
+          shared_ + Config::kOther)[((of_warp * kRowTiles + m) * kHalf + i) * 32 + lane_];
+    };
+    static_assert(4 * kRowTiles * kHalf * 32 * 4 <= Config::kStages * Config::kStageBytes);
+    __syncthreads();  // the last stage has been read
+    each_sum<kHalf>([&](int m, int i) {
+      given(warp, m, i) = second ? d_scores_[m][i] : d_scores_[m][kHalf + i];
+    });
+    __syncthreads();
+    each_sum<kHalf>([&](int m, int i) {
+      d_scores_[m][i] =
+          (second ? d_scores_[m][kHalf + i] : d_scores_[m][i]) + given(warp ^ 1, m, i);
+    });
+  }
+
+  template <int Count, class Visit>
+  __device__ static void each_sum(Visit&& visit) {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int i = 0; i < Count; ++i) visit(m, i);
+    }
+  }
+
   __device__ void store() {
+    if constexpr (kColumnWarps == 2 && !Config::kExchanges) join_sums();
     const Item item = Item::current(p_.per_tile);
     const Fragment fragment = item.rows(p_.own);
     constexpr int kWidth = kD / kColumnWarps;  // of this warp's columns
@@ -279,7 +329,9 @@ class GradientBlock {
     };
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
-      store_rows(m, p_.d_scores, p_.coarse_scores, p_.scale, d_scores_[m]);
+      // After join_sums() the first half of the registers.
+      const auto& sums = reinterpret_cast<const float(&)[kWidth / 2]>(d_scores_[m]);
+      store_rows(m, p_.d_scores, p_.coarse_scores, p_.scale, sums);
       if constexpr (Config::kByKey) {
         store_rows(m, p_.d_weights, p_.coarse_weights, 1.0F, d_weights_[m]);
       }

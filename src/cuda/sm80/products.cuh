@@ -67,14 +67,14 @@ __device__ inline void multiply_transposed(float (&scores)[RowTiles][Half], Load
   }
 }
 
-/// sums += weights . fragment for RowTiles times 16 rows and 2 * Half of the fragment's D columns.
-/// `load(k, m, words)` gives columns 16 k to 16 k + 15 of the weights' 64; `fragment`: lane address
-/// for rows, of the first column.
-template <class T, int D, int RowTiles, int Half, class Load>
+/// sums += weights . fragment for RowTiles times 16 rows, 16 * Steps of the fragment's rows and
+/// 2 * Half of its D columns. `load(k, m, words)` gives columns 16 k to 16 k + 15 of the weights;
+/// `fragment`: lane address for rows, of the first row and column.
+template <class T, int D, int Steps = 4, int RowTiles, int Half, class Load>
 __device__ inline void multiply_added(float (&sums)[RowTiles][Half], Load&& load,
                                       std::uint32_t fragment) {
 #pragma unroll
-  for (int k = 0; k < 4; ++k) {  // 16 of the fragment's rows
+  for (int k = 0; k < Steps; ++k) {  // 16 of the fragment's rows
     std::uint32_t rows[RowTiles][4];
 #pragma unroll
     for (int m = 0; m < RowTiles; ++m) load(k, m, rows[m]);
@@ -92,9 +92,9 @@ __device__ inline void multiply_added(float (&sums)[RowTiles][Half], Load&& load
 }
 
 /// The loader of weights that a warp has in its own accumulators, packed in pairs.
-template <int RowTiles>
+template <int RowTiles, int Columns = 64>
 struct PackedWeights {
-  std::uint32_t words[RowTiles][16];
+  std::uint32_t words[RowTiles][Columns / 4];
 
   __device__ void operator()(int k, int m, std::uint32_t (&rows)[4]) const {
 #pragma unroll
