@@ -20,7 +20,8 @@ class StagedKernels : public KernelSet {
   void forward(const ForwardArgs& args, Workspace workspace, void* stream) const final;
 
  protected:
-  /// Throws Error for what attend refuses, before the stages ahead of it write anything.
+  /// Throws Error for what attend refuses by its arguments, before the stages ahead of it write
+  /// anything.
   virtual void check(const AttendArgs&) const {}
 
  private:
