@@ -24,8 +24,8 @@ std::size_t attend_bytes(const Context& context, const AttendArgs& args);
 void check_attend(const AttendArgs& args);
 
 /// Block-sparse attention over a bitmap with the gated coarse output added: two launches, of which
-/// the first fills a table of a few kilobytes. Throws Error as check_attend does, and for tensors that
-/// span 2^40 bytes and more, which the driver's encoder finds.
+/// the first fills a table of a few kilobytes. Throws Error as check_attend does, and for tensors
+/// that span 2^40 bytes and more, which the driver's encoder finds.
 void attend(const Context& context, const AttendArgs& args, Workspace workspace,
             cudaStream_t stream);
 

@@ -27,8 +27,8 @@ struct TensorMaps {
 };
 
 /// Throws Error naming `name` when the tensor cannot be read so: a base that is not 16-byte
-/// aligned, a token stride that is not a positive multiple of 8 elements, batch or head strides that
-/// are not multiples of 64, negative ones.
+/// aligned, a token stride that is not a positive multiple of 8 elements, batch or head strides
+/// that are not multiples of 64, negative ones.
 void require_bulk_rows(const char* name, const TensorView& tensor);
 
 /// Throws Error naming `name` as require_bulk_rows does, and for spans of 2^40 bytes and more.
