@@ -9,9 +9,9 @@ import transcription
 SLACK = {torch.float64: 1e6, torch.float32: 4.0}
 
 
-def check(name, got, exact, plain, dtype):
-    """max error <= 2x plain's + 1 ulp, RMS <= 1.5x plain's + half an ulp; positions of
-    non-finite values are equal. Of several plain answers (a list) the worst error counts."""
+def check(name, got, exact, plain, dtype, wider=1.0):
+    """max error <= 2x plain's + 1 ulp, RMS <= 1.5x plain's + half an ulp, `wider` times; positions
+    of non-finite values are equal. Of several plain answers (a list) the worst error counts."""
     plain = plain if isinstance(plain, list) else [plain]
     got, exact, *plain = (x.detach().double().cpu() for x in (got, exact, *plain))
     assert got.shape == exact.shape, f"{name}: {got.shape} for {exact.shape}"
@@ -24,11 +24,11 @@ def check(name, got, exact, plain, dtype):
     allowed = [(x - exact)[fine].abs() for x in plain]
     ulp = torch.finfo(dtype).eps
     slack = SLACK.get(dtype, 1.0)
-    most = slack * 2 * max(x.max() for x in allowed) + ulp * exact[fine].abs().max()
+    most = wider * (slack * 2 * max(x.max() for x in allowed) + ulp * exact[fine].abs().max())
     where = torch.unravel_index(((got - exact).abs() * fine).argmax(), got.shape)
     place = [int(i) for i in where]
     assert error.max() <= most, f"{name}: error {error.max():.3g} > {most:.3g} at {place}"
-    most = slack * 1.5 * max(map(rms_of, allowed)) + ulp / 2 * rms_of(exact[fine])
+    most = wider * (slack * 1.5 * max(map(rms_of, allowed)) + ulp / 2 * rms_of(exact[fine]))
     assert rms_of(error) <= most, f"{name}: RMS error {rms_of(error):.3g} > {most:.3g}"
 
 
@@ -83,5 +83,7 @@ def check_call(q, k, v, gate, scale, q_tiles, k_tiles, selected, run):
         gradients = torch.autograd.grad(results, copies, seeds) if backward else ()
         answers.append((exact_out, exact_lse, *gradients))
     names = ("out", "lse", "dq", "dk", "dv", "dgate")
+    rows = max(lse.numel(), 1)
+    wider = 1 + 16 / rows if rows < 64 else 1.0  # plain's error is a single draw there
     for name, result, exact, *plain in zip(names, (out, lse, *got), *answers, strict=False):
-        check(name, result, exact, plain, torch.float32 if name == "lse" else q.dtype)
+        check(name, result, exact, plain, torch.float32 if name == "lse" else q.dtype, wider)

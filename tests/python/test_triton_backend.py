@@ -1,5 +1,7 @@
 """Triton as a row of the backend list: forced by name through the public functions, or refused."""
 
+import contextlib
+
 import pytest
 import torch
 
@@ -95,3 +97,21 @@ def test_what_a_graph_captured_is_kept(monkeypatch):
     assert one.run() is one and not kernels._captured
     capturing = True
     assert [other.run(), other.run()] == [other, other] and kernels._captured == {other}
+
+
+def test_a_device_without_an_index(monkeypatch):
+    """torch.device("cuda") is the current one, whichever that is."""
+    from vidsparse.triton import kernels
+
+    class Launches:
+        device = torch.device("cuda")
+
+        @kernels._on_its_device
+        def run(self):
+            return self
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    one = Launches()
+    assert one.run() is one

@@ -43,16 +43,19 @@ def _on_its_device(method: Callable) -> Callable:
     """Triton launches on the current device, which may be another one. What a CUDA graph captures
     is kept."""
 
+    def run(self: TritonKernels, *arguments: object, **named: object) -> object:
+        if torch.cuda.is_current_stream_capturing():
+            _captured.add(self)
+        return method(self, *arguments, **named)
+
     @wraps(method)
     def launch(self: TritonKernels, *arguments: object, **named: object) -> object:
         if self.device.type == "cpu":
             return method(self, *arguments, **named)
-        if torch.cuda.current_device() != self.device.index:
-            with torch.cuda.device(self.device):
-                return launch(self, *arguments, **named)
-        if torch.cuda.is_current_stream_capturing():
-            _captured.add(self)
-        return method(self, *arguments, **named)
+        if torch.cuda.current_device() == self.device.index:
+            return run(self, *arguments, **named)
+        with torch.cuda.device(self.device):
+            return run(self, *arguments, **named)
 
     return launch
 
