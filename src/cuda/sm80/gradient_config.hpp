@@ -57,7 +57,7 @@ struct GradientShape<128, true, Shape::large> {  // 82 KB, 255: 2 by both in 164
   using Config = GradientConfig<128, true, 2, 1, 2>;
 };
 template <>
-struct GradientShape<128, false, Shape::large> {  // 98 KB, 255: 2 by both in 228 KB, 1 in 164 KB
+struct GradientShape<128, false, Shape::large> {  // 98 KB, 253: 2 by both in 228 KB, 1 in 164 KB
   using Config = GradientConfig<128, false, 2, 2, 2>;
 };
 template <bool ByKey>
