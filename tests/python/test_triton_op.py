@@ -10,6 +10,8 @@ SETTINGS = {
     "ragged video": Setting(Side([VIDEO])),
     "ungated, 128 dimensions": Setting(Side([(4, 6, 9)]), head_dim=128, gate="none"),
     "text before": Setting(Side([70, VIDEO]), gate="number"),
+    # Lists of nearly all tiles, of which only the text's is cut: nothing else leaves them room.
+    "text before whole tiles": Setting(Side([41, (4, 8, 8)]), top_k=4),
     "text after, competing": Setting(Side([VIDEO, 5]), mode="compete", scale=0.3),
     "text lengths at run time": Setting(
         Side([70, VIDEO, 20], lengths=[[66, 0], [3, 20]]), batch=2, heads=1, groups=1

@@ -25,7 +25,7 @@ class Tables:
     tiles: int
     slots: int  # E
     entries: tuple[int, ...]  # of a list of tiles, most of one tile, of two, ...
-    pieces: int  # of the tiles that are ragged whatever the lengths
+    pieces: int  # of the tiles that are ragged without run-time lengths too
 
     def blocks(self, rows: int) -> int:
         """Programs of `rows` slots each that make up all tiles."""
@@ -51,7 +51,7 @@ def tables_of(layout: TileLayout, device: torch.device) -> Tables:
         tokens = torch.zeros(1, layout.slots, dtype=torch.int64, device="cpu")
     pieces = (facts[0] + PIECE - 1) // PIECE
     fixed = facts[1] < 0
-    ragged = int(pieces[fixed & (facts[0] < layout.slots)].sum())
+    ragged = int(pieces[facts[0] < layout.slots].sum())
     pieces[fixed & (facts[0] == layout.slots)] = 1
     entries = pieces.sort(descending=True).values.cumsum(0).tolist()
     return Tables(
