@@ -42,20 +42,12 @@ def dense(case: Case):
     return call
 
 
-def gradients(layer, case: Case):
-    """The backward of a layer through autograd, its forward done; `layer` takes q, k, v, gate."""
-    leaves = [x.detach().requires_grad_() for x in (case.q, case.k, case.v, case.gate)]
+def gradients(call, inputs: tuple[torch.Tensor, ...], dout: torch.Tensor):
+    """The backward of `call(*inputs)` through autograd, its forward done."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
     with torch.enable_grad():
-        out = layer(*leaves)
-    return lambda: torch.autograd.grad(out, leaves, case.dout, retain_graph=True)
-
-
-def fine_gradients(backend: str, case: Case):
-    """The backward of the fine stage alone through autograd, its forward done."""
-    leaves = [x.detach().requires_grad_() for x in (case.q, case.k, case.v)]
-    with torch.enable_grad():
-        out = vidsparse.block_sparse_attention(*leaves, case.mask, grid=case.grid, backend=backend)
-    return lambda: torch.autograd.grad(out, leaves, case.dout, retain_graph=True)
+        out = call(*leaves)
+    return lambda: torch.autograd.grad(out, leaves, dout, retain_graph=True)
 
 
 def flex_blocks(case: Case):
@@ -73,14 +65,13 @@ def flex_blocks(case: Case):
     functorch_config.donated_buffer = False  # a graph that is walked many times keeps its memory
     torch._dynamo.reset()
     run = torch.compile(flex_attention.flex_attention, dynamic=False)
-    leaves = [x.requires_grad_() for x in (q, k, v)]
+    inputs = tuple(x.requires_grad_() for x in (q, k, v))
 
-    def forward():  # as in training, so that one compilation serves both
+    def forward(q=q, k=k, v=v):  # as in training, so that one compilation serves both
         with torch.enable_grad():
-            return run(*leaves, block_mask=mask)
+            return run(q, k, v, block_mask=mask)
 
-    out = forward()
-    return forward, lambda: torch.autograd.grad(out, leaves, dout, retain_graph=True)
+    return forward, gradients(forward, inputs, dout)
 
 
 def measure(name: str, options: argparse.Namespace) -> dict:
@@ -89,6 +80,7 @@ def measure(name: str, options: argparse.Namespace) -> dict:
     arguments = dict(grid=case.grid, sparsity=options.sparsity, gate=case.gate)
     calls, attend, attend_backward = {}, {}, {}
     contestants, extra, training = {}, {}, {}
+    tokens = (case.q, case.k, case.v)
     kept = case.q.numel() * case.q.element_size()
     for backend in backends:
 
@@ -97,9 +89,9 @@ def measure(name: str, options: argparse.Namespace) -> dict:
                 case.q, case.k, case.v, backend=backend, **arguments
             )
 
-        def fine(backend=backend):
+        def fine(q=case.q, k=case.k, v=case.v, backend=backend):
             return vidsparse.block_sparse_attention(
-                case.q, case.k, case.v, case.mask, grid=case.grid, backend=backend
+                q, k, v, case.mask, grid=case.grid, backend=backend
             )
 
         calls[f"layer {backend}"], attend[f"attend {backend}"] = layer, fine
@@ -108,7 +100,7 @@ def measure(name: str, options: argparse.Namespace) -> dict:
                 q, k, v, grid=case.grid, sparsity=options.sparsity, gate=gate, backend=backend
             )
         )
-        attend_backward[f"attend backward {backend}"] = fine_gradients(backend, case)
+        attend_backward[f"attend backward {backend}"] = gradients(fine, tokens, case.dout)
         extra[backend] = bench_triton.extra_mib(layer, kept)
     if bench_triton.peer_package is not None:
         peer = bench_triton.Peer(case)
@@ -118,10 +110,10 @@ def measure(name: str, options: argparse.Namespace) -> dict:
         contestants["fastvideo-kernel"] = peer.layer
         extra["fastvideo-kernel"] = bench_triton.extra_mib(calls["layer fastvideo-kernel"], kept)
     for contestant, layer in contestants.items():
-        backward = gradients(layer, case)
+        backward = gradients(layer, (*tokens, case.gate), case.dout)
         calls[f"layer backward {contestant}"] = backward
         training[contestant] = bench_triton.extra_mib(
-            lambda layer=layer: gradients(layer, case)(), 5 * kept
+            lambda layer=layer: gradients(layer, (*tokens, case.gate), case.dout)(), 5 * kept
         )
     calls["dense cudnn"] = dense(case)
     if options.flex:

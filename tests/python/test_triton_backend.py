@@ -11,7 +11,7 @@ import vidsparse
 from triton_support import DEVICE, GPU
 from vidsparse import Plain, Sequence, Video, masks
 from vidsparse.backends import Problem, choose
-from vidsparse.triton import backend
+from vidsparse.triton import backend, kernels
 
 
 @pytest.fixture(autouse=True)
@@ -78,22 +78,24 @@ def test_a_processor_runs_it_only_interpreted(monkeypatch):
     assert "TRITON_INTERPRET" in backend().can_run(problem(), DEVICE).reason
 
 
+class Launches:
+    """Of a problem on a device."""
+
+    def __init__(self, *device):
+        self.device = torch.device(*device)
+
+    @kernels._on_its_device
+    def run(self):
+        return self
+
+
 def test_what_a_graph_captured_is_kept(monkeypatch):
     """Its tables are read by each replay, long after the caches have let them go."""
-    from vidsparse.triton import kernels
-
-    class Launches:
-        device = torch.device("cuda", 0)
-
-        @kernels._on_its_device
-        def run(self):
-            return self
-
     capturing = False
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
     monkeypatch.setattr(kernels, "_captured", set())
-    one, other = Launches(), Launches()
+    one, other = Launches("cuda", 0), Launches("cuda", 0)
     assert one.run() is one and not kernels._captured
     capturing = True
     assert [other.run(), other.run()] == [other, other] and kernels._captured == {other}
@@ -101,17 +103,8 @@ def test_what_a_graph_captured_is_kept(monkeypatch):
 
 def test_a_device_without_an_index(monkeypatch):
     """torch.device("cuda") is the current one, whichever that is."""
-    from vidsparse.triton import kernels
-
-    class Launches:
-        device = torch.device("cuda")
-
-        @kernels._on_its_device
-        def run(self):
-            return self
-
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    one = Launches()
+    one = Launches("cuda")
     assert one.run() is one
