@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cuda/common/fragment_table.cuh"
 #include "cuda/ptx/mbarrier.cuh"
 #include "cuda/ptx/shared_word.cuh"
 #include "cuda/ptx/tma.cuh"
@@ -93,15 +94,31 @@ class Loader {
     const std::uint32_t full = full_ + 8 * slot;
     const std::uint32_t empty = empty_ + 8 * slot;
     const CUtensorMap* map = (IsValue ? p_.v.maps : p_.k.maps) + Order::map(order.place);
+    constexpr bool kRows = Config::kRowBytes > 0;
+    constexpr bool kWithRows = !IsValue && kRows;
     if (order.place & Order::kFirst) {
       ptx::mbarrier_wait(empty, parity ^ 1);
-      ptx::mbarrier_arrive_expect_tx(full, Config::kFragmentBytes);
+      ptx::mbarrier_arrive_expect_tx(full,
+                                     Config::kFragmentBytes + (kWithRows ? Config::kRowBytes : 0));
     }
+    if constexpr (kWithRows) {
+      const float* lse =
+          p_.rows + std::int64_t{static_cast<std::uint32_t>(order.t)} * (Order::kRowStep / 4);
+      const std::uint32_t at =
+          rows_ + slot * Config::kRowBytes + Order::unit(order.place) * Order::kRowStep;
+      const std::uint32_t bytes =
+          order.place & Order::kTwoUnits ? 2 * Order::kRowStep : Order::kRowStep;
+      ptx::bulk_load(at, lse, bytes, full);
+      ptx::bulk_load(at + Config::kRowBytes / 2, lse + kFragment, bytes, full);
+    }
+    const auto place = static_cast<std::uint32_t>(order.h);
+    const int h = kRows ? KeyFragment::height(place) : order.h;
+    const int t = kRows ? KeyFragment::frame(place) : order.t;
     const std::uint32_t to =
         slots_ + slot * Config::kFragmentBytes + Order::unit(order.place) * (EdgeBox::kUnit * 128);
 #pragma unroll
     for (int half = 0; half < Config::kHeadDim / 64; ++half) {
-      ptx::tma_load(to + half * 8192, map, full, 0, order.w, order.h, order.t,
+      ptx::tma_load(to + half * 8192, map, full, 0, order.w, h, t,
                     (IsValue ? order.column_v : order.column_k) + half);
     }
     const std::uint32_t absent = 4 * (Config::kConsumers - __popc(users));
