@@ -9,6 +9,7 @@
 #include "cuda/common/backward.hpp"
 #include "cuda/sm90/attend_kernel.cuh"
 #include "cuda/sm90/backward_consumer.cuh"
+#include "cuda/sm90/pace_plan.hpp"
 
 namespace vidsparse::cuda::sm90 {
 namespace {
@@ -48,8 +49,6 @@ void with_instances(const Context& context, bool queries, bool keys, Visit&& vis
 
 constexpr std::int64_t kKeyConsumers = BackwardConfig<128, true, false>::kConsumers;
 constexpr std::int64_t kQueryConsumers = BackwardConfig<128, false, false>::kConsumers;
-constexpr std::int32_t kPaceFragments = 128;
-constexpr std::int32_t kPaceSlack = 1;
 
 /// How a pass is cut up.
 struct Pass {
@@ -60,9 +59,7 @@ struct Pass {
   std::int64_t items_per_head = 0;
   std::int64_t items = 0;
   std::int64_t blocks = 0;
-  std::int32_t pace_fragments = 0;
-  std::int64_t pace_steps = 0;
-  std::int64_t arrivals = 0;  ///< counters of the pace
+  PacePlan pace;
 };
 
 Pass make_pass(const Context& context, bool by_key) {
@@ -77,15 +74,7 @@ Pass make_pass(const Context& context, bool by_key) {
       core::ceil_div(pass.own_fragments, by_key ? kKeyConsumers : kQueryConsumers);
   pass.items = pass.items_per_head * pass.heads * context.batch();
   pass.blocks = std::min<std::int64_t>(pass.items, context.multiprocessors);
-  // Two tensors of a head of the other side, two bytes an element.
-  if (pass.blocks > 0 && 4 * std::int64_t{other.tokens} * context.head_dim() > context.l2_bytes) {
-    pass.pace_fragments = kPaceFragments;
-    pass.pace_steps = core::ceil_div(pass.other_fragments, kPaceFragments) * pass.members;
-    pass.arrivals = core::ceil_div(pass.items, pass.blocks) * pass.pace_steps;
-  }
-  if (pass.arrivals >= Order::kMaxPaceSteps) {
-    pass.pace_fragments = pass.pace_steps = pass.arrivals = 0;
-  }
+  pass.pace = PacePlan(context, other, pass.members, pass.items, pass.blocks);
   return pass;
 }
 
@@ -98,7 +87,7 @@ struct Memory {
 Memory take(core::Arena& arena, const Context& context, const BackwardArgs& args,
             const Pass& by_key, const Pass& by_query) {
   BackwardParts parts = take_backward_parts(arena, context, args);
-  return {parts, arena.take<std::uint32_t>(by_key.arrivals + by_query.arrivals)};
+  return {parts, arena.take<std::uint32_t>(by_key.pace.arrivals + by_query.pace.arrivals)};
 }
 
 /// What both passes have in common.
@@ -120,9 +109,6 @@ BackwardParameters<T> make_parameters(const Context& context, const BackwardArgs
   p.query_fragments = pass.own_fragments;
   p.items_per_head = static_cast<std::int32_t>(pass.items_per_head);
   p.items = static_cast<std::int32_t>(pass.items);
-  p.pace_fragments = pass.pace_fragments;
-  p.pace_steps = static_cast<std::int32_t>(pass.pace_steps);
-  p.pace_slack = kPaceSlack;
   return p;
 }
 
@@ -148,7 +134,7 @@ BackwardParameters<T> parameters_by_key(const Context& context, const BackwardAr
   p.table = parts.queries;
   p.table_head = pass.other_fragments;
   p.table_batch = pass.other_fragments * context.heads();
-  if (pass.arrivals > 0) p.arrivals = memory.arrivals;
+  pass.pace.put(p, memory.arrivals);
   return p;
 }
 
@@ -170,7 +156,7 @@ BackwardParameters<T> parameters_by_query(const Context& context, const Backward
   p.table_batch = memory.parts.key_batches > 1 ? pass.other_fragments : 0;
   p.clear_pads = static_cast<bool>(args.lengths.key);
   p.group = static_cast<std::int32_t>(context.group());
-  if (pass.arrivals > 0) p.arrivals = memory.arrivals + first_arrival;
+  pass.pace.put(p, memory.arrivals + first_arrival);
   return p;
 }
 
@@ -205,11 +191,11 @@ void backward(const Context& context, const BackwardArgs& args, Workspace worksp
     // All that may refuse comes before the first launch.
     const auto keys = parameters_by_key<T>(context, args, by_key, memory, edges.query);
     const auto queries =
-        parameters_by_query<T>(context, args, by_query, memory, edges, by_key.arrivals);
+        parameters_by_query<T>(context, args, by_query, memory, edges, by_key.pace.arrivals);
     begin_backward(context, args, memory.parts, stream, edges.query);
     fill_fragment_table(with_lengths(context.key, args.lengths.key), memory.parts.key_batches,
-                        memory.parts.keys, memory.arrivals, by_key.arrivals + by_query.arrivals,
-                        stream, edges.key);
+                        memory.parts.keys, memory.arrivals,
+                        by_key.pace.arrivals + by_query.pace.arrivals, stream, edges.key);
     const auto launch = [&](auto kernel, const Pass& pass, const auto& parameters, auto config) {
       if (pass.items == 0) return;
       using Config = decltype(config);
