@@ -33,11 +33,11 @@ Gate: TypeAlias = Tensor | float | None  # tensor: [B, Sq, H, D] in the problem'
 PrefixMode: TypeAlias = Literal["exempt", "compete"]
 # What a forward gives besides out: lse, mask, oc, coarse_max, coarse_sum; None where not wanted.
 Kept: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-# A forward of which all but q, k, v and a gate tensor is fixed: out, then what is kept.
-Forward: TypeAlias = Callable[
-    [Tensor, Tensor, Tensor, Tensor | None],
-    tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+Results: TypeAlias = tuple[  # out and Kept
+    Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None
 ]
+# A forward of which all but q, k, v and a gate tensor is fixed.
+Forward: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None], Results]
 
 
 class Verdict(NamedTuple):
@@ -208,8 +208,9 @@ class Kernels(ABC):
             out = torch.empty_like(q)
             any_gate = gate_value if gate is None else gate
             kept = self.forward_keeping(
-                q, k, v, Lengths(), selection, scale, any_gate, out, want_lse, want_mask, want_coarse
-            )
+                q, k, v, Lengths(), selection, scale, any_gate, out, want_lse, want_mask,
+                want_coarse,
+            )  # fmt: skip
             return out, *kept
 
         return forward

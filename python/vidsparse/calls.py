@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from .backends import Forward, Gate, Lengths, Selection
+from .backends import Forward, Gate, Lengths, Results, Selection
 from .errors import refuse
 from .prepared import LENGTHS, Memory, Prepared, Shape, describe, prepare, surroundings
 from .sequence import Sequence
@@ -99,9 +99,8 @@ def bind(
 
 def run_forward(
     q: Tensor, k: Tensor | None, v: Tensor | None, gate: Tensor | None, bound: Bound
-) -> tuple[Tensor, *tuple[Tensor | None, ...]]:
-    """The whole op, or attention alone over a mask: [B, Sq, H, D], and what is wanted besides, as
-    Kept has it."""
+) -> Results:
+    """The whole op, or attention alone over a mask: [B, Sq, H, D], and what is wanted besides."""
     q, k, v = unfuse(q, k, v)
     if bound.forward is not None:
         return bound.forward(q, k, v, gate)
