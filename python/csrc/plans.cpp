@@ -9,6 +9,7 @@
 #include "errors.hpp"
 
 namespace vidsparse::torch_ops {
+
 Sequence decode_sequence(const std::vector<std::int64_t>& code) {
   if (code.size() % 4 != 0) {
     refuse("sequence", "four integers a segment", std::to_string(code.size()) + " integers");
