@@ -201,8 +201,9 @@ class _Forward(torch.autograd.Function):
         return *gradients, None
 
 
-# What Function.apply calls where no function transform is active, after 3 us of its own.
-_apply = super(torch.autograd.Function, _Forward).apply
+# What Function.apply calls where no function transform is active, after 3 us of its own; that one
+# itself where a torch should have no such base.
+_apply = getattr(super(torch.autograd.Function, _Forward), "apply", _Forward.apply)
 
 def run(
     q: Tensor, k: Tensor | None, v: Tensor | None, gate: Tensor | None, bound: Bound

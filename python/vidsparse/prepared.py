@@ -150,9 +150,11 @@ _by_sizes = Memory[Prepared]()
 _by_tensors = Memory[Prepared]()
 
 
-# os.environ.get() raises and catches an error for a variable that is not set: 0.7 us of each call.
-_environment = os.environ._data  # type: ignore[attr-defined]
-_BACKEND, _CPU_ISA = map(os.environ.encodekey, ("VIDSPARSE_BACKEND", "VIDSPARSE_CPU_ISA"))
+# os.environ.get() raises and catches an error for a variable that is not set, 0.7 us of each call;
+# the dictionary inside does not.
+_environment = getattr(os.environ, "_data", os.environ)
+_encode = str if _environment is os.environ else os.environ.encodekey
+_BACKEND, _CPU_ISA = _encode("VIDSPARSE_BACKEND"), _encode("VIDSPARSE_CPU_ISA")
 
 
 def surroundings(on_gpu: bool) -> Hashable:
