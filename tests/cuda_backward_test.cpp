@@ -246,7 +246,7 @@ TEST_P(CudaBackward, FirstStepsOfRandomProblems) {
     if (args.gate.is_tensor()) args.gate = Gate(memory.at(args.gate.tensor()));
     core::Arena on_device(memory.at(host));
     const cuda::BackwardParts given = take_backward_parts(on_device, context, args);
-    begin_backward(context, args, given, nullptr);
+    begin_backward(context, args, given, keys_table(context, args, given), nullptr);
     memory.fetch();
     EXPECT_TRUE(workspace.intact());
 

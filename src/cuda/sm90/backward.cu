@@ -202,10 +202,10 @@ void backward(const Context& context, const BackwardArgs& args, Workspace worksp
     // All that may refuse comes before the first launch.
     const auto keys = parameters_by_key<T>(context, args, by_key, memory);
     const auto queries = parameters_by_query<T>(context, args, by_query, memory, by_key.arrivals);
-    begin_backward(context, args, memory.parts, stream);
-    fill_fragment_table(with_lengths(context.key, args.lengths.key), memory.parts.key_batches,
-                        memory.parts.keys, memory.arrivals, by_key.arrivals + by_query.arrivals,
-                        stream);
+    TableWork table = keys_table(context, args, memory.parts);
+    table.counters = memory.arrivals;
+    table.counter_count = by_key.arrivals + by_query.arrivals;
+    begin_backward(context, args, memory.parts, table, stream);
     const auto launch = [&](auto kernel, const Pass& pass, const auto& parameters, auto config) {
       if (pass.items == 0) return;
       using Config = decltype(config);
