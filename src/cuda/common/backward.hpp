@@ -41,9 +41,9 @@ TableWork keys_table(const Context& context, const BackwardArgs& args, const Bac
 void prepare_coarse_backward(const Context& context);
 
 /// All that comes before the passes, dgate included: pool, prepare and coarse backward with a gate,
-/// prepare alone without, and the transposed mask. Rows of out, dout, gate and of all gradients
+/// prepare alone without, and the transposed mask. `keys` is filled: parts.keys and whatever
+/// counters the passes have. Rows of out, dout, gate and of all gradients
 /// must be aligned to 16 bytes; throws Error naming the one that is not, before any launch.
-/// Fills `keys` too: parts.keys and whatever counters the passes have.
 void begin_backward(const Context& context, const BackwardArgs& args, const BackwardParts& parts,
                     const TableWork& keys, cudaStream_t stream);
 

@@ -46,8 +46,8 @@ struct alignas(16) KeyFragment {
 };
 
 /// A table to be filled, [batches, tiles * fragments per tile] in order of tile and fragment, and
-/// counters to be zeroed. `batches` is 1 where no run-time lengths tell them apart. What fits one of
-/// `edges` is described by it; its map is Side::kMaxSegments + its index.
+/// counters to be zeroed. `batches` is 1 where no run-time lengths tell them apart. What fits one
+/// of `edges` is described by it; its map is Side::kMaxSegments + its index.
 struct TableWork {
   Side side;
   EdgeBoxes edges;

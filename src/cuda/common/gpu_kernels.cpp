@@ -62,8 +62,8 @@ GpuKernels::Steps GpuKernels::plan(const ForwardArgs& args, void* base) const {
   select.lengths = args.lengths;
   select.selection = args.selection;
   select.scale = args.scale;
-  select.mask = args.mask ? args.mask
-                          : arena.mask({batch, heads, context_.query.tiles, context_.key.tiles});
+  select.mask =
+      args.mask ? args.mask : arena.mask({batch, heads, context_.query.tiles, context_.key.tiles});
   if (gated) {
     select.oc = args.oc ? args.oc
                         : arena.tensor(DType::f32, 4,

@@ -172,7 +172,7 @@ class PoolLaunch {
   void add(const TensorView& from, std::uint32_t* to, bool of_query) {
     const std::int64_t row = context_.head_dim();
     const std::int64_t head = row * side(of_query).tiles;
-    if (to == nullptr || from.shape[2] * head == 0) return;
+    if (to == nullptr || context_.batch() * from.shape[2] * head == 0) return;
     Work<T>& work = add(from, of_query);
     work.to = {reinterpret_cast<float*>(to), head * from.shape[2], row, head};
     work.split = true;
@@ -200,8 +200,8 @@ class PoolLaunch {
     work.heads = static_cast<int>(from.shape[2]);
     work.of_query = of_query;
     work.aligned_from = rows_aligned(from);
-    blocks_ = std::max(
-        blocks_, core::ceil_div(std::int64_t{side(of_query).tiles} * work.heads, kWarps));
+    blocks_ =
+        std::max(blocks_, core::ceil_div(std::int64_t{side(of_query).tiles} * work.heads, kWarps));
     return work;
   }
 

@@ -9,8 +9,8 @@
 
 namespace vidsparse::cuda {
 
-/// Pooled tensors as select reads them: each row's D numbers split in two bf16 (split.cuh), the high
-/// parts before the low ones, which is D words of two. Dense; rows of empty tiles are 0.
+/// Pooled tensors as select reads them: each row's D numbers split in two bf16 (split.cuh), the
+/// high parts before the low ones, which is D words of two. Dense; rows of empty tiles are 0.
 struct PooledPlanes {
   std::uint32_t* qc = nullptr;  ///< [B, H, Nq, D]
   std::uint32_t* kc = nullptr;  ///< [B, G, Nk, D]

@@ -22,8 +22,7 @@ __device__ inline std::uint32_t key_of(float score) {
 
 /// Of what is no score, some NaN.
 __device__ inline float score_of_any(std::uint32_t key) {
-  const std::uint32_t positive =
-      static_cast<std::uint32_t>(static_cast<std::int32_t>(key) >> 31);
+  const std::uint32_t positive = static_cast<std::uint32_t>(static_cast<std::int32_t>(key) >> 31);
   return __uint_as_float(key ^ (~positive | 0x80000000U));
 }
 

@@ -63,8 +63,7 @@ class MemoryRow {
   /// This lane's key of a step.
   __device__ std::uint32_t at(int step) const {
     const std::uint32_t key = keys_[step * 32 + lane_];
-    const bool left_out =
-        setting_.restricted && ((setting_.candidates[step] >> lane_) & 1U) == 0;
+    const bool left_out = setting_.restricted && ((setting_.candidates[step] >> lane_) & 1U) == 0;
     return left_out ? kNoScore : key;
   }
 

@@ -63,7 +63,7 @@ struct SelectConfig {
   // fall into different banks.
   static constexpr int kKeyPitch = kKeyDepth + 4;
   static constexpr int kPitch = kDepth + 4;
-  static constexpr int kStageWords = std::max(kChunk * kKeyPitch, kValueTiles * kPitch);
+  static constexpr int kStageWords = std::max(kChunk * kKeyPitch, kValueTiles* kPitch);
   static_assert(kStages % kParts == 0 && kKeyDepth % 16 == 0 && kValueTiles % 16 == 0);
   static_assert(kStages * kStageWords >= kRows * kPitch);  // queries, before all
 
@@ -229,8 +229,8 @@ class SelectStrip {
       const int piece = i % kPieces;
       const std::uint32_t* words = from + static_cast<std::int64_t>(min(first + row, last)) * kD +
                                    plane * (kD / 2) + column / 2 + piece * 4;
-      ptx::copy_async_16(
-          ptx::shared_address(stage + row * kPitch + (plane * kPieces + piece) * 4), words);
+      ptx::copy_async_16(ptx::shared_address(stage + row * kPitch + (plane * kPieces + piece) * 4),
+                         words);
     }
   }
 
@@ -267,29 +267,29 @@ class SelectStrip {
     // Two matrices of the high parts, two of the low ones.
     const int at = (own + lane_ % 8) * Config::kKeyPitch + lane_words(0, 4, kDepth / 2);
     float sums[3][4];  // high * high, high * low, low * high: chains that do not wait
-    for_each_stage(
-        (tiles_ + kChunk - 1) / kChunk * Config::kParts,
-        [&](int i, int part, std::uint32_t* stage) {
-          fetch_rows<kChunk, kDepth, Config::kKeyPitch>(stage, keys, part * kDepth,
-                                                        i / Config::kParts * kChunk, tiles_ - 1);
-        },
-        [&](int i, int part, const std::uint32_t* stage) {
-          if (part == 0) {
+    for_each_stage((tiles_ + kChunk - 1) / kChunk * Config::kParts,
+                   [&](int i, int part, std::uint32_t* stage) {
+                     fetch_rows<kChunk, kDepth, Config::kKeyPitch>(
+                         stage, keys, part * kDepth, i / Config::kParts * kChunk, tiles_ - 1);
+                   },
+                   [&](int i, int part, const std::uint32_t* stage) {
+                     if (part == 0) {
 #pragma unroll
-            for (auto& sum : sums) sum[0] = sum[1] = sum[2] = sum[3] = 0;
-          }
-          const std::uint32_t staged = ptx::shared_address(stage + at);
+                       for (auto& sum : sums) sum[0] = sum[1] = sum[2] = sum[3] = 0;
+                     }
+                     const std::uint32_t staged = ptx::shared_address(stage + at);
 #pragma unroll
-          for (int k = 0; k < kDepth / 16; ++k) {
-            std::uint32_t key[4];
-            ptx::load_matrices(key, staged + k * 32);
-            const int step = part * (kDepth / 16) + k;
-            multiply(sums[0], queries.high[step], key[0], key[1]);
-            multiply(sums[1], queries.high[step], key[2], key[3]);
-            multiply(sums[2], queries.low[step], key[0], key[1]);
-          }
-          if (part == Config::kParts - 1) store_scores(sums, i / Config::kParts * kChunk + own);
-        });
+                     for (int k = 0; k < kDepth / 16; ++k) {
+                       std::uint32_t key[4];
+                       ptx::load_matrices(key, staged + k * 32);
+                       const int step = part * (kDepth / 16) + k;
+                       multiply(sums[0], queries.high[step], key[0], key[1]);
+                       multiply(sums[1], queries.high[step], key[2], key[3]);
+                       multiply(sums[2], queries.low[step], key[0], key[1]);
+                     }
+                     if (part == Config::kParts - 1)
+                       store_scores(sums, i / Config::kParts * kChunk + own);
+                   });
   }
 
   __device__ static void multiply(float (&sum)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
@@ -332,8 +332,8 @@ class SelectStrip {
   }
 
   __device__ void finish_rows() {
-    RowSetting setting = {(tiles_ + 31) / 32, p_.row_words, present_, candidates_, 0, false,
-                          p_.top_k};
+    RowSetting setting = {
+        (tiles_ + 31) / 32, p_.row_words, present_, candidates_, 0, false, p_.top_k};
     for (int word = lane_; word < p_.row_words; word += 32) {
       setting.candidate_count += __popc(candidates_[word]);
       setting.restricted = setting.restricted || candidates_[word] != present_[word];
@@ -418,8 +418,7 @@ class SelectStrip {
     std::uint32_t high[4], low[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const uint2 two =
-          *reinterpret_cast<const uint2*>(weights + i % 2 * 8 * pitch_ + i / 2 * 8);
+      const uint2 two = *reinterpret_cast<const uint2*>(weights + i % 2 * 8 * pitch_ + i / 2 * 8);
       high[i] = two.x;
       low[i] = two.y;
     }

@@ -61,8 +61,7 @@ __device__ inline void store_planes(std::uint32_t* row, int column, const float4
 /// One of the two numbers of a pair again.
 __device__ inline float joined(std::uint32_t high, std::uint32_t low, bool second) {
   const std::uint32_t shift = second ? 0 : 16;
-  return __uint_as_float(high << shift & 0xFFFF0000U) +
-         __uint_as_float(low << shift & 0xFFFF0000U);
+  return __uint_as_float(high << shift & 0xFFFF0000U) + __uint_as_float(low << shift & 0xFFFF0000U);
 }
 
 }  // namespace vidsparse::cuda

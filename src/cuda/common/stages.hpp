@@ -11,8 +11,8 @@
 namespace vidsparse::cuda {
 
 /// Means of the tiles of whichever of q, k and v are asked for: one launch, no workspace. bf16 and
-/// fp16, head_dim 64 and 128, any strides (16-byte aligned rows are read faster). Blocks of their own
-/// fill a table that a later launch needs.
+/// fp16, head_dim 64 and 128, any strides (16-byte aligned rows are read faster). Blocks of their
+/// own fill a table that a later launch needs.
 void pool(const Context& context, const PoolArgs& args, cudaStream_t stream,
           const TableWork& table = {});
 

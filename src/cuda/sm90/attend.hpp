@@ -27,8 +27,8 @@ void check_attend(const AttendArgs& args);
 /// The table of a few kilobytes that attend reads in the same workspace, and its counters.
 TableWork attend_table(const Context& context, const AttendArgs& args, Workspace workspace);
 
-/// Block-sparse attention over a bitmap with the gated coarse output added: one launch. Throws Error
-/// for tensors that span 2^40 bytes and more, which the driver's encoder finds.
+/// Block-sparse attention over a bitmap with the gated coarse output added: one launch. Throws
+/// Error for tensors that span 2^40 bytes and more, which the driver's encoder finds.
 void attend(const Context& context, const AttendArgs& args, Workspace workspace,
             cudaStream_t stream);
 
