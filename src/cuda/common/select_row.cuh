@@ -57,14 +57,11 @@ class MemoryRow {
   template <class Visit>
   __device__ void for_each(Visit&& visit) const {
 #pragma unroll 8
-    for (int i = 0; i < setting_.steps; ++i) visit(i, at(i));
-  }
-
-  /// This lane's key of a step.
-  __device__ std::uint32_t at(int step) const {
-    const std::uint32_t key = keys_[step * 32 + lane_];
-    const bool left_out = setting_.restricted && ((setting_.candidates[step] >> lane_) & 1U) == 0;
-    return left_out ? kNoScore : key;
+    for (int i = 0; i < setting_.steps; ++i) {
+      std::uint32_t key = keys_[i * 32 + lane_];
+      if (setting_.restricted && ((setting_.candidates[i] >> lane_) & 1U) == 0) key = kNoScore;
+      visit(i, key);
+    }
   }
 
  private:
@@ -136,20 +133,27 @@ __device__ inline std::uint32_t first_lanes(std::uint32_t lanes, int& ties) {
 
 /// Writes a bitmap row: the top k, all tiles that are present but no candidates (exempt ones), and
 /// those of `always` (may be null) that are present.
-__device__ inline void write_bits(const RowSetting& setting, const MemoryRow& row, const Cut& cut,
-                                  const std::uint32_t* always, std::uint32_t* mask, int lane) {
+__device__ inline void write_bits(const RowSetting& setting, const std::uint32_t* keys,
+                                  const Cut& cut, const std::uint32_t* always, std::uint32_t* mask,
+                                  int lane) {
   int ties = cut.ties;
   for (int base = 0; base < setting.words; base += 32) {
+    const int steps = min(32, setting.steps - base);
     std::uint32_t mine = 0;  // the word of this lane
 #pragma unroll 8
-    for (int i = base; i < min(base + 32, setting.steps); ++i) {
-      const std::uint32_t key = row.at(i);
-      std::uint32_t bits = __ballot_sync(kAllLanes, key > cut.threshold);
-      if (ties > 0) bits |= first_lanes(__ballot_sync(kAllLanes, key == cut.threshold), ties);
-      if (i - base == lane) mine = bits;
+    for (int i = 0; i < steps; ++i) {
+      const std::uint32_t bits =
+          __ballot_sync(kAllLanes, keys[(base + i) * 32 + lane] > cut.threshold);
+      if (i == lane) mine = bits;
+    }
+    for (int i = 0; i < steps && ties > 0; ++i) {
+      std::uint32_t equal = __ballot_sync(kAllLanes, keys[(base + i) * 32 + lane] == cut.threshold);
+      equal = first_lanes(equal & setting.candidates[base + i], ties);
+      if (i == lane) mine |= equal;
     }
     const int word = base + lane;
     if (word >= setting.words) continue;
+    mine &= setting.candidates[word];
     const std::uint32_t present = setting.present[word];
     if (setting.restricted) mine |= present & ~setting.candidates[word];
     if (always != nullptr) mine |= always[word] & present;

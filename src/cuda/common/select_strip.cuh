@@ -25,6 +25,7 @@ struct SelectParameters {
   const std::uint32_t* always;
   std::int64_t mask_batch, mask_head, always_batch, always_head;
   int row_words;  ///< 32-bit words of a bitmap row
+  int last_key;   ///< the last key tile: as it is, an operand of the instruction that clamps to it
   int heads;
   int group;
   int top_k;
@@ -270,7 +271,7 @@ class SelectStrip {
     for_each_stage((tiles_ + kChunk - 1) / kChunk * Config::kParts,
                    [&](int i, int part, std::uint32_t* stage) {
                      fetch_rows<kChunk, kDepth, Config::kKeyPitch>(
-                         stage, keys, part * kDepth, i / Config::kParts * kChunk, tiles_ - 1);
+                         stage, keys, part * kDepth, i / Config::kParts * kChunk, p_.last_key);
                    },
                    [&](int i, int part, const std::uint32_t* stage) {
                      if (part == 0) {
@@ -370,16 +371,15 @@ class SelectStrip {
       always = p_.always + batch_ * p_.always_batch + head_ * p_.always_head +
                static_cast<std::int64_t>(tile) * p_.row_words;
     }
-    const MemoryRow row(setting, keys, lane_);
     Cut cut;
     if (setting.steps <= Config::kFewSteps) {
       cut = find_cut(setting, RegisterRow<Config::kFewSteps>(setting, keys, lane_));
     } else if (setting.steps <= Config::kManySteps) {
       cut = find_cut(setting, RegisterRow<Config::kManySteps>(setting, keys, lane_));
     } else {
-      cut = find_cut(setting, row);
+      cut = find_cut(setting, MemoryRow(setting, keys, lane_));
     }
-    write_bits(setting, row, cut, always, mask, lane_);
+    write_bits(setting, keys, cut, always, mask, lane_);
   }
 
   __device__ void coarse() {
@@ -392,7 +392,7 @@ class SelectStrip {
     for_each_stage(
         (tiles_ + kTiles - 1) / kTiles,
         [&](int i, int, std::uint32_t* stage) {
-          fetch_rows<kTiles, kD, Config::kPitch>(stage, values, 0, i * kTiles, tiles_ - 1);
+          fetch_rows<kTiles, kD, Config::kPitch>(stage, values, 0, i * kTiles, p_.last_key);
         },
         [&](int i, int, const std::uint32_t* stage) {
           // Tensor cores cut sums off, so a stage's is taken apart and added by rounding.
