@@ -136,7 +136,6 @@ void select(const Context& context, const SelectArgs& args, const PooledPlanes& 
   p.always_batch = selection.always.batch_stride * 2;
   p.always_head = selection.always.head_stride * 2;
   p.row_words = row_words(context);
-  p.last_key = context.key.tiles - 1;
   p.heads = static_cast<int>(context.heads());
   p.group = static_cast<int>(context.group());
   p.top_k = static_cast<int>(core::resolve_top_k(selection, context.setting->key));

@@ -171,8 +171,14 @@ struct SoftmaxRow {
   float sum;
 };
 
-/// Turns the first `columns` keys of a row, an even number, into weights exp(score - max), 0 where
-/// there is no score, in place: two tiles' high parts (split.cuh) and then their low ones.
+// A row of weights holds of each 16 tiles 8 words of high parts (split.cuh), two tiles a word, then
+// 8 of low ones.
+
+/// Where the high parts of tiles 2 * pair and the next lie; the low ones are 8 words on.
+__device__ inline int weight_word(int pair) { return pair / 8 * 16 + pair % 8; }
+
+/// Turns the first `columns` keys of a row, a multiple of 16, into weights exp(score - max), 0
+/// where there is no score.
 __device__ inline SoftmaxRow softmax(std::uint32_t* keys, int columns, int lane) {
   const float infinity = __uint_as_float(0x7F800000U);
   constexpr float kLog2E = 1.44269504f;
@@ -197,13 +203,18 @@ __device__ inline SoftmaxRow softmax(std::uint32_t* keys, int columns, int lane)
   };
   float sum = 0;
 #pragma unroll 4
-  for (int i = lane; i < columns / 2; i += 32) {
-    const uint2 two = pairs[i];
+  for (int base = 0; base < columns / 2; base += 32) {
+    const int i = base + lane;
+    const bool within = i < columns / 2;
+    const uint2 two = within ? pairs[i] : make_uint2(kNoScore, kNoScore);
     const float first = weight_of(two.x);
     const float second = weight_of(two.y);
     sum += first + second;
     const SplitPair weights = split_finite(first, second);
-    pairs[i] = make_uint2(weights.high, weights.low);
+    __syncwarp();  // the keys of these 64 tiles have been read
+    if (!within) continue;
+    keys[weight_word(i)] = weights.high;
+    keys[weight_word(i) + 8] = weights.low;
   }
 #pragma unroll
   for (int apart = 16; apart > 0; apart /= 2) sum += __shfl_xor_sync(kAllLanes, sum, apart);

@@ -25,7 +25,6 @@ struct SelectParameters {
   const std::uint32_t* always;
   std::int64_t mask_batch, mask_head, always_batch, always_head;
   int row_words;  ///< 32-bit words of a bitmap row
-  int last_key;   ///< the last key tile: as it is, an operand of the instruction that clamps to it
   int heads;
   int group;
   int top_k;
@@ -75,10 +74,13 @@ struct SelectConfig {
     // Then present and candidate words [row_words] each, then score rows if they are on chip.
   };
 
-  /// Words from one score row to the next: whole chunks, and 8 so that the rows of a fragment fall
-  /// into different banks.
+  /// Columns of a score row: whole chunks.
+  static constexpr __host__ __device__ int score_columns(int tiles) {
+    return (tiles + kChunk - 1) / kChunk * kChunk;
+  }
+  /// Words from one to the next: 4 more, so that the weights of a fragment lie in different banks.
   static constexpr __host__ __device__ int score_pitch(int tiles) {
-    return (tiles + kChunk - 1) / kChunk * kChunk + 8;
+    return score_columns(tiles) + 4;
   }
   static std::size_t shared_bytes(int tiles, int row_words, bool on_chip) {
     return sizeof(Shared) + 2 * sizeof(std::uint32_t) * row_words +
@@ -110,8 +112,8 @@ __device__ __noinline__ float plain_coarse(const std::uint32_t* weights,
   float sum = 0;
   for (int tile = 0; tile < tiles; ++tile) {
     if (((present[tile / 32] >> (tile % 32)) & 1U) == 0) continue;
-    const std::uint32_t* pair = weights + tile / 2 * 2;
-    sum = fmaf(joined(pair[0], pair[1], tile % 2 != 0),
+    const std::uint32_t* pair = weights + weight_word(tile / 2);
+    sum = fmaf(joined(pair[0], pair[8], tile % 2 != 0),
                number_of<kD>(values + std::int64_t{tile} * kD, d), sum);
   }
   return sum;
@@ -214,26 +216,39 @@ class SelectStrip {
     __syncthreads();
   }
 
-  /// Asks for kColumns columns of both planes, from `column` on, of kTiles of the rows at `from`,
-  /// from `first` on; rows past `last` are it again.
+  /// A thread's share of copying kColumns columns of both planes of kTiles rows to a stage.
   template <int kTiles, int kColumns, int kPitch>
-  __device__ void fetch_rows(std::uint32_t* stage, const std::uint32_t* from, int column, int first,
-                             int last) {
-    constexpr int kPieces = kColumns / 8;  // of 16 bytes, of a row in one plane
-    constexpr int kCopies = kTiles * 2 * kPieces;
-#pragma unroll
-    for (int base = 0; base < kCopies; base += Config::kThreads) {
-      const int i = base + static_cast<int>(threadIdx.x);
-      if (kCopies % Config::kThreads != 0 && i >= kCopies) break;
-      const int row = i / (2 * kPieces);
-      const int plane = i / kPieces % 2;
-      const int piece = i % kPieces;
-      const std::uint32_t* words = from + static_cast<std::int64_t>(min(first + row, last)) * kD +
-                                   plane * (kD / 2) + column / 2 + piece * 4;
-      ptx::copy_async_16(ptx::shared_address(stage + row * kPitch + (plane * kPieces + piece) * 4),
-                         words);
+  struct RowCopies {
+    static constexpr int kPieces = kColumns / 8;  // of 16 bytes, of a row in one plane
+    static constexpr int kCopies = kTiles * 2 * kPieces;
+    static constexpr int kRowBytes = kD * 4;
+    static constexpr int kApart = Config::kThreads / (2 * kPieces);  // rows between two copies
+    static_assert(kCopies % Config::kThreads == 0);
+
+    /// `rows`: the first row there is; past `last` come copies of it.
+    __device__ RowCopies(const std::uint32_t* rows, int last) {
+      const int row = static_cast<int>(threadIdx.x) / (2 * kPieces);
+      const int plane = static_cast<int>(threadIdx.x) / kPieces % 2;
+      const int piece = static_cast<int>(threadIdx.x) % kPieces;
+      from = reinterpret_cast<const char*>(rows + row * kD + plane * (kD / 2) + piece * 4);
+      to = row * kPitch + (plane * kPieces + piece) * 4;
+      most = last - row;
     }
-  }
+
+    /// Asks for the rows from `first` on, their columns from `column` on.
+    __device__ void ask(std::uint32_t* stage, int first, int column) const {
+#pragma unroll
+      for (int i = 0; i < kCopies / Config::kThreads; ++i) {
+        const int row = min(first + i * kApart, most);
+        ptx::copy_async_16(ptx::shared_address(stage + to + i * kApart * kPitch),
+                           ptx::advance(from, row, kRowBytes) + column * 2);
+      }
+    }
+
+    const char* from;
+    int to;    ///< words from the stage's start
+    int most;  ///< rows on from `from`
+  };
 
   /// The warp's 16 query rows as A fragments, high and low parts.
   struct Queries {
@@ -245,7 +260,7 @@ class SelectStrip {
   __device__ void load_queries(Queries& queries) {
     constexpr int kPitch = Config::kPitch;
     std::uint32_t* staged = shared_.stages[0];
-    fetch_rows<Config::kRows, kD, kPitch>(staged, query_row(0), 0, 0, rows_ - 1);
+    RowCopies<Config::kRows, kD, kPitch>(query_row(0), rows_ - 1).ask(staged, 0, 0);
     ptx::wait_copies();
     __syncthreads();
     const int row = warp_ % Config::kHeights * 16 + lane_ % 8;
@@ -263,15 +278,14 @@ class SelectStrip {
     constexpr int kDepth = Config::kKeyDepth;
     Queries queries;
     load_queries(queries);
-    const std::uint32_t* keys = of_head(p_.pooled.kc);
+    const RowCopies<kChunk, kDepth, Config::kKeyPitch> copies(of_head(p_.pooled.kc), tiles_ - 1);
     const int own = warp_ / Config::kHeights * 8;  // of a chunk's tiles
     // Two matrices of the high parts, two of the low ones.
     const int at = (own + lane_ % 8) * Config::kKeyPitch + lane_words(0, 4, kDepth / 2);
     float sums[3][4];  // high * high, high * low, low * high: chains that do not wait
     for_each_stage((tiles_ + kChunk - 1) / kChunk * Config::kParts,
                    [&](int i, int part, std::uint32_t* stage) {
-                     fetch_rows<kChunk, kDepth, Config::kKeyPitch>(
-                         stage, keys, part * kDepth, i / Config::kParts * kChunk, p_.last_key);
+                     copies.ask(stage, i / Config::kParts * kChunk, part * kDepth);
                    },
                    [&](int i, int part, const std::uint32_t* stage) {
                      if (part == 0) {
@@ -353,7 +367,7 @@ class SelectStrip {
       }
       if (!p_.oc) continue;
       __syncwarp();
-      const SoftmaxRow row = softmax(score_row(r), pitch_ - 8, lane_);
+      const SoftmaxRow row = softmax(score_row(r), Config::score_columns(tiles_), lane_);
       if (lane_ == 0) {
         shared_.sum[r] = row.sum;
         if (p_.coarse_max) *p_.coarse_max.row(batch_, tile, head_) = row.max;
@@ -384,29 +398,28 @@ class SelectStrip {
 
   __device__ void coarse() {
     constexpr int kTiles = Config::kValueTiles;
-    const std::uint32_t* values = of_head(p_.pooled.vc);
+    const RowCopies<kTiles, kD, Config::kPitch> copies(of_head(p_.pooled.vc), tiles_ - 1);
     // Of 16 tiles and a column of eight: two matrices of the high parts, two of the low ones.
     const int at = lane_ % 8 * Config::kPitch + lane_words(0, 8 * Config::kPitch, kD / 2) +
                    warp_ / Config::kHeights * Config::kEights * 4;
     float out[Config::kEights][4] = {};
-    for_each_stage(
-        (tiles_ + kTiles - 1) / kTiles,
-        [&](int i, int, std::uint32_t* stage) {
-          fetch_rows<kTiles, kD, Config::kPitch>(stage, values, 0, i * kTiles, p_.last_key);
-        },
-        [&](int i, int, const std::uint32_t* stage) {
-          // Tensor cores cut sums off, so a stage's is taken apart and added by rounding.
-          float sums[Config::kEights][4] = {};
+    for_each_stage((tiles_ + kTiles - 1) / kTiles,
+                   [&](int i, int, std::uint32_t* stage) { copies.ask(stage, i * kTiles, 0); },
+                   [&](int i, int, const std::uint32_t* stage) {
+                     // Tensor cores cut sums off, so a stage's is taken apart and added by
+                     // rounding.
+                     float sums[Config::kEights][4] = {};
 #pragma unroll
-          for (int k = 0; k < kTiles; k += 16) {
-            add_tiles(sums, i * kTiles + k, ptx::shared_address(stage + at + k * Config::kPitch));
-          }
+                     for (int k = 0; k < kTiles; k += 16) {
+                       add_tiles(sums, i * kTiles + k,
+                                 ptx::shared_address(stage + at + k * Config::kPitch));
+                     }
 #pragma unroll
-          for (int eight = 0; eight < Config::kEights; ++eight) {
+                     for (int eight = 0; eight < Config::kEights; ++eight) {
 #pragma unroll
-            for (int j = 0; j < 4; ++j) out[eight][j] += sums[eight][j];
-          }
-        });
+                       for (int j = 0; j < 4; ++j) out[eight][j] += sums[eight][j];
+                     }
+                   });
     write_coarse(out);
     __syncthreads();
   }
@@ -414,13 +427,13 @@ class SelectStrip {
   /// Adds the weights of 16 key tiles from `first` times their values.
   __device__ void add_tiles(float (&sums)[Config::kEights][4], int first, std::uint32_t staged) {
     const std::uint32_t* weights =
-        score_row(warp_ % Config::kHeights * 16 + lane_ / 4) + first + lane_ % 4 * 2;
+        score_row(warp_ % Config::kHeights * 16 + lane_ / 4) + first + lane_ % 4;
     std::uint32_t high[4], low[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const uint2 two = *reinterpret_cast<const uint2*>(weights + i % 2 * 8 * pitch_ + i / 2 * 8);
-      high[i] = two.x;
-      low[i] = two.y;
+      const std::uint32_t* word = weights + i % 2 * 8 * pitch_ + i / 2 * 4;
+      high[i] = word[0];
+      low[i] = word[8];
     }
 #pragma unroll
     for (int eight = 0; eight < Config::kEights; ++eight) {
