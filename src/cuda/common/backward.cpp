@@ -46,7 +46,7 @@ TableWork keys_table(const Context& context, const BackwardArgs& args, const Bac
 }
 
 void begin_backward(const Context& context, const BackwardArgs& args, const BackwardParts& parts,
-                    const TableWork& keys, cudaStream_t stream) {
+                    const TableWork& keys, cudaStream_t stream, const EdgeBoxes& edges) {
   require_aligned_rows("dq", args.dq);
   require_aligned_rows("dk", args.dk);
   require_aligned_rows("dv", args.dv);
@@ -54,7 +54,7 @@ void begin_backward(const Context& context, const BackwardArgs& args, const Back
   require_aligned_rows("dout", args.dout);
   if (args.gate.is_tensor()) require_aligned_rows("gate", args.gate.tensor());
   if (args.dgate) require_aligned_rows("dgate", args.dgate);
-  prepare_rows(context, args, parts, stream);
+  prepare_rows(context, args, parts, stream, edges);
   transpose_mask(args.mask, parts.by_key, stream);
   if (args.gate.is_none()) return fill_fragment_table(keys, stream);
   pool(context, parts.pool, stream, keys);

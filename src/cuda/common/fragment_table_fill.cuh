@@ -17,14 +17,14 @@ __device__ inline void fill_part(const TableWork& work, unsigned block, unsigned
     const auto batch = static_cast<std::int32_t>(i / fragments);
     const auto index = static_cast<std::int32_t>(i - std::int64_t{batch} * fragments);
     const std::int32_t tile = index / side.fragments_per_tile;
-    const Fragment fragment = side.fragment(batch, tile, index - tile * side.fragments_per_tile);
+    const Fragment fragment =
+        work.edges.ordered(side.fragment(batch, tile, index - tile * side.fragments_per_tile));
     KeyFragment entry;
     entry.valid = fragment.valid_slots();
     if (entry.valid != 0) {
       const std::int32_t edge = work.edges.find(fragment);
       if (edge >= 0) {
-        const EdgeBox& box = work.edges.boxes[edge];
-        entry.valid = KeyFragment::edge(box.valid_slots(fragment), box.units());
+        entry.valid = KeyFragment::edge(entry.valid, work.edges.boxes[edge].units());
       }
       entry.w = fragment.origin.w;
       entry.place = KeyFragment::pack(fragment.origin.h, fragment.origin.t,
