@@ -15,6 +15,8 @@ namespace vidsparse::cuda::sm90 {
 ///   ring "V"          Q: scores, then dK          K: scores, then dQ
 ///   ring "K"          dO: dP, then dV             V: dP
 ///   rows of ring "K"  lse and delta of 64 queries none: a consumer has those of its own rows
+///
+/// `Edges`: the other side has edge boxes.
 template <int HeadDim, bool ByKey, bool Edges>
 struct BackwardConfig {
   static constexpr int kHeadDim = HeadDim;
