@@ -1,7 +1,5 @@
 #include "cuda/common/gpu_kernels.hpp"
 
-#include <algorithm>
-
 #include "core/workspace.hpp"
 #include "cuda/common/stages.hpp"
 
