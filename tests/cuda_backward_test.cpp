@@ -276,7 +276,7 @@ TEST_P(CudaBackward, FirstStepsOfRandomProblems) {
     if (GetParam() == "sm90") {
       edges = make_edge_boxes(context.query, static_cast<bool>(args.lengths.query));
     }
-    begin_backward(context, args, given, nullptr, edges);
+    begin_backward(context, args, given, keys_table(context, args, given), nullptr, edges);
     memory.fetch();
     EXPECT_TRUE(workspace.intact());
 

@@ -72,7 +72,7 @@ void run_both(const std::string& backend, const RandomProblem& r, bool captured,
   require(cudaStreamEndCapture(stream, &graph));
   std::size_t nodes = 0;
   require(cudaGraphGetNodes(graph, nullptr, &nodes));
-  EXPECT_LE(nodes, 5U + 7U) << "launches of a forward and a backward";
+  EXPECT_LE(nodes, 3U + 6U) << "launches of a forward and a backward";
   require(cudaGraphInstantiate(&ready, graph, 0));
   for (int replay = 0; replay < 2; ++replay) require(cudaGraphLaunch(ready, stream));
   memory.fetch();

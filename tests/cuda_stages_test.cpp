@@ -293,10 +293,14 @@ TEST_P(CudaStages, SelectOfTies) {
     args.mask = memory.at(mask);
     args.selection.top_k = 1 + below(static_cast<std::uint64_t>(plan.key_layout().video_tiles()));
     if (below(2) == 0) args.selection.prefix_mode = PrefixMode::compete;
-    ASSERT_EQ(plan.workspace_bytes(args), 0U);
-    plan.select(args, {});
+    const std::size_t bytes_needed = plan.workspace_bytes(args);
+    Poisoned device_workspace(bytes_needed);
+    std::byte* device_scratch = device_workspace.give_bytes(bytes_needed);
+    memory.add_written(device_workspace.storage().data(), device_workspace.storage().size());
+    plan.select(args, {memory.at(device_scratch), bytes_needed});
     memory.fetch();
     EXPECT_TRUE(mask_memory.intact());
+    EXPECT_TRUE(device_workspace.intact());
 
     // The reference's own selection: with exact sums the two must be the same.
     const Plan exact(problem, {Device{}, "reference", {}});
@@ -353,9 +357,13 @@ TEST_P(CudaStages, PoolAndSelectOfRandomProblems) {
     select.oc = memory.at(results.oc.ref);
     select.coarse_max = memory.at(results.coarse_max.ref);
     select.coarse_sum = memory.at(results.coarse_sum.ref);
-    ASSERT_EQ(plan.workspace_bytes(select), 0U);
-    plan.select(select, {});
+    const std::size_t bytes = plan.workspace_bytes(select);
+    Poisoned workspace(bytes);
+    std::byte* scratch = workspace.give_bytes(bytes);
+    memory.add_written(workspace.storage().data(), workspace.storage().size());
+    plan.select(select, {memory.at(scratch), bytes});
     memory.fetch();
+    EXPECT_TRUE(workspace.intact());
 
     reference::OpInputs inputs;
     inputs.q = r.q.ref;

@@ -19,11 +19,6 @@ class StagedKernels : public KernelSet {
   std::size_t workspace_bytes(const ForwardArgs& args) const final;
   void forward(const ForwardArgs& args, Workspace workspace, void* stream) const final;
 
- protected:
-  /// Throws Error for what attend refuses by its arguments, before the stages ahead of it write
-  /// anything.
-  virtual void check(const AttendArgs&) const {}
-
  private:
   struct Steps;
   Steps plan(const ForwardArgs& args, void* base) const;

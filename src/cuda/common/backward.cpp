@@ -37,8 +37,16 @@ BackwardParts take_backward_parts(core::Arena& arena, const Context& context,
   return parts;
 }
 
+TableWork keys_table(const Context& context, const BackwardArgs& args, const BackwardParts& parts) {
+  TableWork work;
+  work.side = with_lengths(context.key, args.lengths.key);
+  work.batches = parts.key_batches;
+  work.table = parts.keys;
+  return work;
+}
+
 void begin_backward(const Context& context, const BackwardArgs& args, const BackwardParts& parts,
-                    cudaStream_t stream, const EdgeBoxes& edges) {
+                    const TableWork& keys, cudaStream_t stream, const EdgeBoxes& edges) {
   require_aligned_rows("dq", args.dq);
   require_aligned_rows("dk", args.dk);
   require_aligned_rows("dv", args.dv);
@@ -48,8 +56,8 @@ void begin_backward(const Context& context, const BackwardArgs& args, const Back
   if (args.dgate) require_aligned_rows("dgate", args.dgate);
   prepare_rows(context, args, parts, stream, edges);
   transpose_mask(args.mask, parts.by_key, stream);
-  if (args.gate.is_none()) return;
-  pool(context, parts.pool, stream);
+  if (args.gate.is_none()) return fill_fragment_table(keys, stream);
+  pool(context, parts.pool, stream, keys);
   coarse_backward(context, args, parts, stream);
 }
 

@@ -16,7 +16,7 @@ struct BackwardParts {
   float* rows = nullptr;
   /// [B, H, query fragments]; valid: the slots that have weights. With edge boxes see prepare_rows.
   KeyFragment* queries = nullptr;
-  /// [key_batches, key fragments], which the passes fill.
+  /// [key_batches, key fragments]
   KeyFragment* keys = nullptr;
   std::int32_t key_batches = 1;
   TileMaskRef by_key;  ///< [B, H, Nk, Nq], the mask transposed
@@ -34,15 +34,19 @@ struct BackwardParts {
 BackwardParts take_backward_parts(core::Arena& arena, const Context& context,
                                   const BackwardArgs& args);
 
+/// What fills parts.keys.
+TableWork keys_table(const Context& context, const BackwardArgs& args, const BackwardParts& parts);
+
 /// Once for a plan: lets the coarse kernels use the device's shared memory.
 void prepare_coarse_backward(const Context& context);
 
 /// All that comes before the passes, dgate included: pool, prepare and coarse backward with a gate,
-/// prepare alone without, and the transposed mask. Rows of out, dout, gate and of all gradients
-/// must be aligned to 16 bytes; throws Error naming the one that is not, before any launch. `edges`
-/// of the queries: see prepare_rows.
+/// prepare alone without, and the transposed mask. `keys` is filled: parts.keys and whatever
+/// counters the passes have. Rows of out, dout, gate and of all gradients must be aligned to 16
+/// bytes; throws Error naming the one that is not, before any launch. `edges` of the queries: see
+/// prepare_rows.
 void begin_backward(const Context& context, const BackwardArgs& args, const BackwardParts& parts,
-                    cudaStream_t stream, const EdgeBoxes& edges = {});
+                    const TableWork& keys, cudaStream_t stream, const EdgeBoxes& edges = {});
 
 // The steps one by one.
 

@@ -45,11 +45,29 @@ struct alignas(16) KeyFragment {
   }
 };
 
-/// Fills `table`, [batches, tiles * fragments per tile] in order of tile and fragment, and zeroes
-/// `count` counters: one launch. `batches` is 1 where no run-time lengths tell them apart. What
-/// fits one of `edges` is described by it; its map is Side::kMaxSegments + its index.
-void fill_fragment_table(const Side& side, std::int32_t batches, KeyFragment* table,
-                         std::uint32_t* counters, std::int64_t count, cudaStream_t stream,
-                         const EdgeBoxes& edges = {});
+/// A table to be filled, [batches, tiles * fragments per tile] in order of tile and fragment, and
+/// counters to be zeroed. `batches` is 1 where no run-time lengths tell them apart. What fits one
+/// of `edges` is described by it; its map is Side::kMaxSegments + its index.
+struct TableWork {
+  Side side;
+  EdgeBoxes edges;
+  std::int32_t batches = 0;
+  KeyFragment* table = nullptr;
+  std::uint32_t* counters = nullptr;
+  std::int64_t counter_count = 0;
+
+  static constexpr int kThreads = 256;  ///< of a block
+
+  /// 0: nothing to do.
+  std::int64_t blocks() const {
+    const std::int64_t entries = std::int64_t{side.fragments()} * batches;
+    const std::int64_t most = entries > counter_count ? entries : counter_count;
+    const std::int64_t blocks = (most + kThreads - 1) / kThreads;
+    return blocks < 1024 ? blocks : 1024;
+  }
+};
+
+/// In a launch of its own. (pool does it beside its own work.)
+void fill_fragment_table(const TableWork& work, cudaStream_t stream);
 
 }  // namespace vidsparse::cuda

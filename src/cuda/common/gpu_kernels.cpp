@@ -1,26 +1,103 @@
 #include "cuda/common/gpu_kernels.hpp"
 
+#include "core/workspace.hpp"
 #include "cuda/common/stages.hpp"
 
 namespace vidsparse::cuda {
 
-GpuKernels::GpuKernels(const core::Setting& setting) : StagedKernels(setting), context_(setting) {
+GpuKernels::GpuKernels(const core::Setting& setting) : context_(setting) {
   const CurrentDevice current(device());
   prepare_select(context_);
 }
 
 std::size_t GpuKernels::workspace_bytes(const PoolArgs&) const { return 0; }
 std::size_t GpuKernels::workspace_bytes(const SelectArgs& args) const {
-  return select_bytes(context_, args);
+  core::Arena arena(nullptr);
+  take_planes(arena, context_, static_cast<bool>(args.oc));
+  return arena.used() + select_bytes(context_);
 }
+std::size_t GpuKernels::workspace_bytes(const AttendArgs& args) const { return attend_bytes(args); }
 
 void GpuKernels::pool(const PoolArgs& args, Workspace, void* stream) const {
   const CurrentDevice current(device());
   cuda::pool(context_, args, static_cast<cudaStream_t>(stream));
 }
+
 void GpuKernels::select(const SelectArgs& args, Workspace workspace, void* stream) const {
   const CurrentDevice current(device());
-  cuda::select(context_, args, workspace, static_cast<cudaStream_t>(stream));
+  core::Arena arena(workspace.data);
+  const PooledPlanes planes = take_planes(arena, context_, static_cast<bool>(args.oc));
+  split_pooled(context_, args, planes, static_cast<cudaStream_t>(stream));
+  cuda::select(context_, args, planes, arena.rest(select_bytes(context_)),
+               static_cast<cudaStream_t>(stream));
+}
+
+void GpuKernels::attend(const AttendArgs& args, Workspace workspace, void* stream) const {
+  const CurrentDevice current(device());
+  check(args);
+  fill_fragment_table(attend_table(args, workspace), static_cast<cudaStream_t>(stream));
+  attend_filled(args, workspace, static_cast<cudaStream_t>(stream));
+}
+
+/// A forward's stages and their memory.
+struct GpuKernels::Steps {
+  PoolArgs pool;
+  SelectArgs select;
+  AttendArgs attend;
+  Workspace attend_space;
+  PooledPlanes planes;
+  Workspace select_space;
+  std::size_t bytes = 0;
+};
+
+GpuKernels::Steps GpuKernels::plan(const ForwardArgs& args, void* base) const {
+  const std::int64_t batch = context_.batch();
+  const std::int64_t heads = context_.heads();
+  const bool gated = !args.gate.is_none();
+  core::Arena arena(base);
+  Steps steps;
+  SelectArgs& select = steps.select;
+  select.lengths = args.lengths;
+  select.selection = args.selection;
+  select.scale = args.scale;
+  select.mask =
+      args.mask ? args.mask : arena.mask({batch, heads, context_.query.tiles, context_.key.tiles});
+  if (gated) {
+    select.oc = args.oc ? args.oc
+                        : arena.tensor(DType::f32, 4,
+                                       {batch, heads, context_.query.tiles, context_.head_dim()});
+    select.coarse_max = args.coarse_max;
+    select.coarse_sum = args.coarse_sum;
+  }
+  steps.attend = {args.q,     args.k,      args.v,    args.lengths,
+                  args.scale, select.mask, args.gate, TensorView(select.oc),
+                  args.out,   args.lse};
+  const std::size_t attend_size = attend_bytes(steps.attend);
+  steps.attend_space = arena.rest(attend_size);
+  arena.take<std::byte>(static_cast<std::int64_t>(attend_size));
+  steps.pool.q = args.q;
+  steps.pool.k = args.k;
+  steps.pool.v = args.v;
+  steps.pool.lengths = args.lengths;
+  steps.planes = take_planes(arena, context_, gated);
+  steps.select_space = arena.rest(select_bytes(context_));
+  steps.bytes = arena.used() + steps.select_space.bytes;
+  return steps;
+}
+
+std::size_t GpuKernels::workspace_bytes(const ForwardArgs& args) const {
+  return plan(args, nullptr).bytes;
+}
+
+void GpuKernels::forward(const ForwardArgs& args, Workspace workspace, void* pointer) const {
+  const CurrentDevice current(device());
+  const auto stream = static_cast<cudaStream_t>(pointer);
+  const Steps steps = plan(args, workspace.data);
+  check(steps.attend);
+  pool_planes(context_, steps.pool, steps.planes, stream,
+              attend_table(steps.attend, steps.attend_space));
+  cuda::select(context_, steps.select, steps.planes, steps.select_space, stream);
+  attend_filled(steps.attend, steps.attend_space, stream);
 }
 
 }  // namespace vidsparse::cuda

@@ -8,6 +8,8 @@
 #include <algorithm>
 
 #include "core/check.hpp"
+#include "cuda/common/fragment_table_fill.cuh"
+#include "cuda/common/split.cuh"
 #include "cuda/common/stages.hpp"
 
 namespace vidsparse::cuda {
@@ -19,11 +21,12 @@ constexpr int kInFlight = 8;
 template <class T>
 struct Work {
   Tensor<const T> from;  ///< [B, S, heads, D]
-  Tensor<float> to;      ///< [B, heads, N, D]
+  Tensor<float> to;      ///< [B, heads, N, D], of words of split rows if `split`
   int heads = 0;
   bool of_query = false;
   bool aligned_from = false;
   bool aligned_to = false;
+  bool split = false;  ///< pooled_planes.hpp
 };
 
 template <class T>
@@ -32,6 +35,8 @@ struct PoolParameters {
   Side key;
   Work<T> work[3];
   int batch;
+  unsigned pool_blocks;  ///< along x; those that follow fill the table
+  TableWork table;
 };
 
 __device__ float2 widen(__nv_bfloat162 pair) { return __bfloat1622float2(pair); }
@@ -86,6 +91,13 @@ __device__ void add_fragment(float (&sum)[8], const Fragment& fragment, const T*
 template <class T, int kD>
 __global__ void __launch_bounds__(kWarps * 32)
     pool_kernel(const __grid_constant__ PoolParameters<T> parameters) {
+  static_assert(kWarps * 32 == TableWork::kThreads);
+  if (blockIdx.x >= parameters.pool_blocks) {
+    if (blockIdx.y > 0 || blockIdx.z > 0) return;
+    fill_part(parameters.table, blockIdx.x - parameters.pool_blocks,
+              gridDim.x - parameters.pool_blocks);
+    return;
+  }
   constexpr int kLanes = kD / 8;  // of one row
   const Work<T>& work = parameters.work[blockIdx.z];
   const Side& side = work.of_query ? parameters.query : parameters.key;
@@ -124,8 +136,12 @@ __global__ void __launch_bounds__(kWarps * 32)
     if (half >= 2) continue;
     const float4 mean = half == 0 ? make_float4(sum[0], sum[1], sum[2], sum[3])
                                   : make_float4(sum[4], sum[5], sum[6], sum[7]);
-    float* to = work.to.row(batch, tile, head) + part * 8 + half * 4;
-    if (work.aligned_to) {
+    float* row = work.to.row(batch, tile, head);
+    const int first = part * 8 + half * 4;
+    float* to = row + first;
+    if (work.split) {
+      store_planes<kD>(reinterpret_cast<std::uint32_t*>(row), first, mean);
+    } else if (work.aligned_to) {
       *reinterpret_cast<float4*>(to) = mean;
     } else {
       to[0] = mean.x, to[1] = mean.y, to[2] = mean.z, to[3] = mean.w;
@@ -133,48 +149,92 @@ __global__ void __launch_bounds__(kWarps * 32)
   }
 }
 
+/// What one launch does, gathered tensor by tensor.
 template <class T>
-void launch(const Context& context, const PoolArgs& args, cudaStream_t stream) {
-  PoolParameters<T> parameters;
-  parameters.query = with_lengths(context.query, args.lengths.query);
-  parameters.key = with_lengths(context.key, args.lengths.key);
-  parameters.batch = static_cast<int>(context.batch());
-  unsigned count = 0;
-  std::int64_t blocks = 0;
-  const auto add = [&](const TensorView& from, const TensorRef& to, bool of_query) {
+class PoolLaunch {
+ public:
+  PoolLaunch(const Context& context, const PoolArgs& args, const TableWork& table)
+      : context_(context) {
+    parameters_.table = table;
+    parameters_.query = with_lengths(context.query, args.lengths.query);
+    parameters_.key = with_lengths(context.key, args.lengths.key);
+    parameters_.batch = static_cast<int>(context.batch());
+  }
+
+  void add(const TensorView& from, const TensorRef& to, bool of_query) {
     if (!to || to.elements() == 0) return;
-    Work<T>& work = parameters.work[count++];
-    work.from = by_token<const T>(from);
+    Work<T>& work = add(from, of_query);
     work.to = by_head<float>(to);
+    work.aligned_to = rows_aligned(to);
+  }
+
+  /// To split rows.
+  void add(const TensorView& from, std::uint32_t* to, bool of_query) {
+    const std::int64_t row = context_.head_dim();
+    const std::int64_t head = row * side(of_query).tiles;
+    if (to == nullptr || context_.batch() * from.shape[2] * head == 0) return;
+    Work<T>& work = add(from, of_query);
+    work.to = {reinterpret_cast<float*>(to), head * from.shape[2], row, head};
+    work.split = true;
+  }
+
+  void run(cudaStream_t stream) {
+    if (count_ == 0) return fill_fragment_table(parameters_.table, stream);
+    parameters_.pool_blocks = static_cast<unsigned>(blocks_);
+    const dim3 grid(static_cast<unsigned>(blocks_ + parameters_.table.blocks()),
+                    static_cast<unsigned>(std::min<std::int64_t>(context_.batch(), 65535)), count_);
+    if (context_.head_dim() == 64) {
+      pool_kernel<T, 64><<<grid, kWarps * 32, 0, stream>>>(parameters_);
+    } else {
+      pool_kernel<T, 128><<<grid, kWarps * 32, 0, stream>>>(parameters_);
+    }
+    check(cudaGetLastError(), "pool");
+  }
+
+ private:
+  const Side& side(bool of_query) const { return of_query ? parameters_.query : parameters_.key; }
+
+  Work<T>& add(const TensorView& from, bool of_query) {
+    Work<T>& work = parameters_.work[count_++];
+    work.from = by_token<const T>(from);
     work.heads = static_cast<int>(from.shape[2]);
     work.of_query = of_query;
     work.aligned_from = rows_aligned(from);
-    work.aligned_to = rows_aligned(to);
-    const std::int64_t tiles = of_query ? parameters.query.tiles : parameters.key.tiles;
-    blocks = std::max(blocks, core::ceil_div(tiles * work.heads, kWarps));
-  };
-  add(args.q, args.qc, true);
-  add(args.k, args.kc, false);
-  add(args.v, args.vc, false);
-  if (count == 0) return;
-  const dim3 grid(static_cast<unsigned>(blocks),
-                  static_cast<unsigned>(std::min<std::int64_t>(context.batch(), 65535)), count);
-  if (context.head_dim() == 64) {
-    pool_kernel<T, 64><<<grid, kWarps * 32, 0, stream>>>(parameters);
-  } else {
-    pool_kernel<T, 128><<<grid, kWarps * 32, 0, stream>>>(parameters);
+    blocks_ =
+        std::max(blocks_, core::ceil_div(std::int64_t{side(of_query).tiles} * work.heads, kWarps));
+    return work;
   }
-  check(cudaGetLastError(), "pool");
+
+  const Context& context_;
+  PoolParameters<T> parameters_;
+  unsigned count_ = 0;
+  std::int64_t blocks_ = 0;
+};
+
+/// Pools to tensors or to split rows.
+template <class Pooled>
+void pool_to(const Context& context, const PoolArgs& args, const Pooled& qc, const Pooled& kc,
+             const Pooled& vc, cudaStream_t stream, const TableWork& table) {
+  const auto run = [&]<class T>(PoolLaunch<T> launch) {
+    launch.add(args.q, qc, true);
+    launch.add(args.k, kc, false);
+    launch.add(args.v, vc, false);
+    launch.run(stream);
+  };
+  context.dtype() == DType::f16 ? run(PoolLaunch<__half>(context, args, table))
+                                : run(PoolLaunch<__nv_bfloat16>(context, args, table));
 }
 
 }  // namespace
 
-void pool(const Context& context, const PoolArgs& args, cudaStream_t stream) {
-  if (context.dtype() == DType::f16) {
-    launch<__half>(context, args, stream);
-  } else {
-    launch<__nv_bfloat16>(context, args, stream);
-  }
+void pool(const Context& context, const PoolArgs& args, cudaStream_t stream,
+          const TableWork& table) {
+  pool_to(context, args, args.qc, args.kc, args.vc, stream, table);
+}
+
+void pool_planes(const Context& context, const PoolArgs& args, const PooledPlanes& planes,
+                 cudaStream_t stream, const TableWork& table) {
+  pool_to(context, args, planes.qc, planes.kc, planes.vc, stream, table);
 }
 
 }  // namespace vidsparse::cuda

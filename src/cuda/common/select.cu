@@ -1,7 +1,7 @@
 // Scores of pooled tensors, exact top k, bitmap and coarse output in one kernel. A thread block
 // takes 32 or 16 query tiles of one head (select_strip.cuh):
 //   1. scores   kc passes through shared memory in chunks; products on tensor cores by split bf16
-//               (split.cuh) go to the block's score rows, as ordered keys;
+//               (pooled_planes.hpp) go to the block's score rows, as ordered keys;
 //   2. rows     a warp a row: top k, bitmap, softmax in place (select_row.cuh);
 //   3. coarse   vc passes like kc, times the rows' weights.
 // Score rows lie in shared memory, or in workspace where they outgrow it; then blocks are few and
@@ -109,27 +109,23 @@ void prepare_select(const Context& context) {
               [&](auto kernel) { allow_shared(kernel, context.shared_bytes, "select"); });
 }
 
-std::size_t select_bytes(const Context& context, const SelectArgs&) {
+std::size_t select_bytes(const Context& context) {
   core::Arena arena(nullptr);
   arena.take<std::uint32_t>(scratch_words(context, shape_of(context)));
   return arena.used();
 }
 
-void select(const Context& context, const SelectArgs& args, Workspace workspace,
-            cudaStream_t stream) {
+void select(const Context& context, const SelectArgs& args, const PooledPlanes& planes,
+            Workspace workspace, cudaStream_t stream) {
   const SelectShape shape = shape_of(context);
   if (shape.items == 0) return;
   const Selection& selection = args.selection;
   SelectParameters p{};
   p.query = with_lengths(context.query, args.lengths.query);
   p.key = with_lengths(context.key, args.lengths.key);
-  p.qc = by_head<const float>(args.qc);
-  p.kc = by_head<const float>(args.kc);
-  p.aligned_k = rows_aligned(args.kc);
+  p.pooled = planes;
   if (args.oc) {
-    p.vc = by_head<const float>(args.vc);
     p.oc = by_head<float>(args.oc);
-    p.aligned_v = rows_aligned(args.vc);
     if (args.coarse_max) p.coarse_max = by_head<float>(args.coarse_max);
     if (args.coarse_sum) p.coarse_sum = by_head<float>(args.coarse_sum);
   }

@@ -15,8 +15,8 @@ inline constexpr std::uint32_t kAllLanes = 0xFFFFFFFFU;
 
 /// What is the same for all rows of a strip; words hold 32 tiles each.
 struct RowSetting {
-  int tiles;                        ///< N_k
-  int words;                        ///< of a bitmap row
+  int steps;                        ///< of N_k tiles; a row has a key for each of their lanes
+  int words;                        ///< of a bitmap row, at least as many
   const std::uint32_t* present;     ///< non-empty tiles; zero beyond the last one
   const std::uint32_t* candidates;  ///< those of them the top k is chosen from
   int candidate_count;
@@ -30,14 +30,11 @@ class RegisterRow {
  public:
   __device__ RegisterRow(const RowSetting& setting, const std::uint32_t* keys, int lane) {
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      const int tile = i * 32 + lane;
-      keys_[i] = tile < setting.tiles ? keys[tile] : kNoScore;
-    }
+    for (int i = 0; i < kSteps; ++i) keys_[i] = i < setting.steps ? keys[i * 32 + lane] : kNoScore;
     if (!setting.restricted) return;
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
-      if (i < setting.words && ((setting.candidates[i] >> lane) & 1U) == 0) keys_[i] = kNoScore;
+      if (i < setting.steps && ((setting.candidates[i] >> lane) & 1U) == 0) keys_[i] = kNoScore;
     }
   }
 
@@ -57,12 +54,11 @@ class MemoryRow {
   __device__ MemoryRow(const RowSetting& setting, const std::uint32_t* keys, int lane)
       : setting_(setting), keys_(keys), lane_(lane) {}
 
-  template <int kUnroll = 8, class Visit>
+  template <class Visit>
   __device__ void for_each(Visit&& visit) const {
-#pragma unroll(kUnroll)
-    for (int i = 0; i < setting_.words; ++i) {
-      const int tile = i * 32 + lane_;
-      std::uint32_t key = tile < setting_.tiles ? keys_[tile] : kNoScore;
+#pragma unroll 8
+    for (int i = 0; i < setting_.steps; ++i) {
+      std::uint32_t key = keys_[i * 32 + lane_];
       if (setting_.restricted && ((setting_.candidates[i] >> lane_) & 1U) == 0) key = kNoScore;
       visit(i, key);
     }
@@ -106,9 +102,9 @@ __device__ Cut bisect(const Row& row, int k) {
   int above = 0;
   for (int step = 0; high - low > 1; ++step) {
     const std::uint32_t middle = middle_of(low, high, step < 24);
-    int mine = 0;
-    row.for_each([&](int, std::uint32_t key) { mine += key >= middle ? 1 : 0; });
-    const int count = static_cast<int>(__reduce_add_sync(kAllLanes, static_cast<unsigned>(mine)));
+    std::uint32_t mine = 0;
+    row.for_each([&](int, std::uint32_t key) { ptx::count_carry(mine, key, 0U - middle); });
+    const int count = static_cast<int>(__reduce_add_sync(kAllLanes, mine));
     if (count == k) return {middle - 1, 0};
     if (count > k) {
       low = middle;
@@ -127,30 +123,42 @@ __device__ Cut find_cut(const RowSetting& setting, const Row& row) {
   return bisect(row, setting.top_k);
 }
 
+/// The first `ties` of the lanes that are set, which are taken off it.
+__device__ inline std::uint32_t first_lanes(std::uint32_t lanes, int& ties) {
+  const int many = __popc(lanes);
+  for (int excess = many - ties; excess > 0; --excess) lanes ^= 0x80000000U >> __clz(lanes);
+  ties -= min(many, ties);
+  return lanes;
+}
+
 /// Writes a bitmap row: the top k, all tiles that are present but no candidates (exempt ones), and
 /// those of `always` (may be null) that are present.
-__device__ inline void write_bits(const RowSetting& setting, const MemoryRow& row, const Cut& cut,
-                                  const std::uint32_t* always, std::uint32_t* mask, int lane) {
+__device__ inline void write_bits(const RowSetting& setting, const std::uint32_t* keys,
+                                  const Cut& cut, const std::uint32_t* always, std::uint32_t* mask,
+                                  int lane) {
   int ties = cut.ties;
-  std::uint32_t mine = 0;  // the word of this lane among the last 32
-  row.for_each<4>([&](int i, std::uint32_t key) {
-    std::uint32_t bits = __ballot_sync(kAllLanes, key > cut.threshold);
-    if (ties > 0) {
-      std::uint32_t equal = __ballot_sync(kAllLanes, key == cut.threshold);
-      const int many = __popc(equal);
-      for (int excess = many - ties; excess > 0; --excess) equal ^= 0x80000000U >> __clz(equal);
-      ties -= min(many, ties);
-      bits |= equal;
+  for (int base = 0; base < setting.words; base += 32) {
+    const int steps = min(32, setting.steps - base);
+    std::uint32_t mine = 0;  // the word of this lane
+#pragma unroll 8
+    for (int i = 0; i < steps; ++i) {
+      const std::uint32_t bits =
+          __ballot_sync(kAllLanes, keys[(base + i) * 32 + lane] > cut.threshold);
+      if (i == lane) mine = bits;
     }
-    if (i % 32 == lane) mine = bits;
-    if (i % 32 != 31 && i != setting.words - 1) return;
-    const int word = i / 32 * 32 + lane;
-    if (word > i || word >= setting.words) return;
+    for (int i = 0; i < steps && ties > 0; ++i) {
+      std::uint32_t equal = __ballot_sync(kAllLanes, keys[(base + i) * 32 + lane] == cut.threshold);
+      equal = first_lanes(equal & setting.candidates[base + i], ties);
+      if (i == lane) mine |= equal;
+    }
+    const int word = base + lane;
+    if (word >= setting.words) continue;
+    mine &= setting.candidates[word];
     const std::uint32_t present = setting.present[word];
     if (setting.restricted) mine |= present & ~setting.candidates[word];
     if (always != nullptr) mine |= always[word] & present;
     mask[word] = mine;
-  });
+  }
 }
 
 /// The bitmap row of a Plain query tile: everything that is present.
@@ -163,30 +171,50 @@ struct SoftmaxRow {
   float sum;
 };
 
-/// Turns the first `columns` keys of a row into weights exp(score - max), split(), 0 where there is
-/// no score.
+// A row of weights holds of each 16 tiles 8 words of high parts (split.cuh), two tiles a word, then
+// 8 of low ones.
+
+/// Where the high parts of tiles 2 * pair and the next lie; the low ones are 8 words on.
+__device__ inline int weight_word(int pair) { return pair / 8 * 16 + pair % 8; }
+
+/// Turns the first `columns` keys of a row, a multiple of 16, into weights exp(score - max), 0
+/// where there is no score.
 __device__ inline SoftmaxRow softmax(std::uint32_t* keys, int columns, int lane) {
   const float infinity = __uint_as_float(0x7F800000U);
   constexpr float kLog2E = 1.44269504f;
+  auto* pairs = reinterpret_cast<uint2*>(keys);
   std::uint32_t highest = kNoScore;
   bool has_nan = false;
 #pragma unroll 8
-  for (int tile = lane; tile < columns; tile += 32) {
-    highest = max(highest, keys[tile]);
-    has_nan |= keys[tile] == kNanScore;
+  for (int i = lane; i < columns / 2; i += 32) {
+    const uint2 two = pairs[i];
+    highest = max(highest, max(two.x, two.y));
+    has_nan |= two.x == kNanScore || two.y == kNanScore;
   }
   highest = __reduce_max_sync(kAllLanes, highest);
   float max = highest == kNoScore ? -infinity : score_of(highest);
   if (__any_sync(kAllLanes, has_nan)) max = score_of(kNanScore);
-  const bool weightless = max == -infinity;
+  // A weight is for keys above it.
+  const std::uint32_t floor = max == -infinity ? 0xFFFFFFFFU : kNoScore;
+  // Where the maximum is NaN, all weights are, whatever a key stands for.
+  const auto weight_of = [&](std::uint32_t key) {
+    const float weight = ptx::exp2_approximate((score_of_any(key) - max) * kLog2E);
+    return key > floor ? weight : 0.0f;
+  };
   float sum = 0;
 #pragma unroll 4
-  for (int tile = lane; tile < columns; tile += 32) {
-    const std::uint32_t key = keys[tile];
-    float weight = ptx::exp2_approximate((score_of(key) - max) * kLog2E);
-    if (key == kNoScore || weightless) weight = 0;
-    sum += weight;
-    keys[tile] = split(weight);
+  for (int base = 0; base < columns / 2; base += 32) {
+    const int i = base + lane;
+    const bool within = i < columns / 2;
+    const uint2 two = within ? pairs[i] : make_uint2(kNoScore, kNoScore);
+    const float first = weight_of(two.x);
+    const float second = weight_of(two.y);
+    sum += first + second;
+    const SplitPair weights = split_finite(first, second);
+    __syncwarp();  // the keys of these 64 tiles have been read
+    if (!within) continue;
+    keys[weight_word(i)] = weights.high;
+    keys[weight_word(i) + 8] = weights.low;
   }
 #pragma unroll
   for (int apart = 16; apart > 0; apart /= 2) sum += __shfl_xor_sync(kAllLanes, sum, apart);

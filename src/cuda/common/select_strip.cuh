@@ -1,13 +1,15 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
-#include "core/check.hpp"
 #include "cuda/common/geometry.cuh"
+#include "cuda/common/pooled_planes.hpp"
 #include "cuda/common/select_row.cuh"
 #include "cuda/common/split.cuh"
 #include "cuda/common/tensor.cuh"
 #include "cuda/ptx/async_copy.cuh"
+#include "cuda/ptx/ldmatrix.cuh"
 #include "cuda/ptx/warp_mma.cuh"
 
 namespace vidsparse::cuda {
@@ -15,12 +17,11 @@ namespace vidsparse::cuda {
 struct SelectParameters {
   Side query;
   Side key;
-  Tensor<const float> qc, kc, vc;  ///< [B, heads, N, D]
-  Tensor<float> oc;                ///< [B, H, Nq, D]; absent: scores and selection only
-  Tensor<float> coarse_max;        ///< [B, H, Nq], optional
+  PooledPlanes pooled;
+  Tensor<float> oc;          ///< [B, H, Nq, D]; absent: scores and selection only
+  Tensor<float> coarse_max;  ///< [B, H, Nq], optional
   Tensor<float> coarse_sum;
-  bool aligned_k, aligned_v;  ///< rows start at multiples of 16 bytes
-  std::uint32_t* mask;        ///< in 32-bit words
+  std::uint32_t* mask;  ///< in 32-bit words
   const std::uint32_t* always;
   std::int64_t mask_batch, mask_head, always_batch, always_head;
   int row_words;  ///< 32-bit words of a bitmap row
@@ -46,32 +47,40 @@ struct SelectConfig {
   static constexpr int kWidths = kWarps / kHeights;
   static constexpr int kChunk = kWidths * 8;            ///< key tiles all warps take at once
   static constexpr int kEights = kDepth / 8 / kWidths;  ///< columns of a warp's coarse output / 8
-  // Bitmap words of a row up to which its keys are looked at in registers: small problems, and as
+  // Steps of 32 tiles up to which a row's keys are looked at in registers: small problems, and as
   // many as shared memory holds rows of.
-  static constexpr int kFewWords = kRows == 32 ? 20 : 32;
-  static constexpr int kManyWords = kRows == 32 ? 52 : 64;
-  // Words from a staged row to the next. A warp's reads of kc go along rows by pairs, of vc along
-  // columns; either way these spread them over all banks.
-  static constexpr int kKeyPitch = kDepth / 2 + 8;
-  static constexpr int kValuePitch = kDepth + 4;
-  // Staged by halves of a chunk, kc by half the depth, vc by half the tiles. As many stages as
-  // leave on chip 32 rows of 1440 tiles (512 threads) and two blocks of 32 rows of 520 (256
-  // threads).
-  static constexpr int kStages = kThreads == 512 ? 2 : 4;
-  static constexpr int kStageWords = kChunk * kKeyPitch;
-  static_assert(kStageWords >= kChunk / 2 * kValuePitch);
+  static constexpr int kFewSteps = kRows == 32 ? 20 : 32;
+  static constexpr int kManySteps = kRows == 32 ? 48 : 64;
+
+  // Rows are staged as they lie in memory, high parts and then low ones: kc a chunk's, by parts of
+  // the depth, vc whole ones of fewer tiles. As many parts as leave on chip, beside the stages, 32
+  // rows of 1440 tiles (512 threads) and two blocks of 32 rows of 520 (256 threads).
+  static constexpr int kStages = 4;
+  static constexpr int kParts = (kThreads == 512 ? 2 : 1) * (kDepth == 128 ? 2 : 1);
+  static constexpr int kKeyDepth = kDepth / kParts;
+  static constexpr int kValueTiles = kChunk / kParts;
+  // Words from a staged row to the next: 4 more than its own, so that the eight rows of a matrix
+  // fall into different banks.
+  static constexpr int kKeyPitch = kKeyDepth + 4;
+  static constexpr int kPitch = kDepth + 4;
+  static constexpr int kStageWords = std::max(kChunk * kKeyPitch, kValueTiles* kPitch);
+  static_assert(kStages % kParts == 0 && kKeyDepth % 16 == 0 && kValueTiles % 16 == 0);
+  static_assert(kStages * kStageWords >= kRows * kPitch);  // queries, before all
 
   /// One stage in use, the others under way.
   struct Shared {
-    alignas(16) float stages[kStages][kStageWords];
+    alignas(16) std::uint32_t stages[kStages][kStageWords];
     float sum[kRows];
     // Then present and candidate words [row_words] each, then score rows if they are on chip.
   };
 
-  /// Words from one score row to the next: whole chunks, and 8 so that the rows of a fragment fall
-  /// into different banks.
+  /// Columns of a score row: whole chunks.
+  static constexpr __host__ __device__ int score_columns(int tiles) {
+    return (tiles + kChunk - 1) / kChunk * kChunk;
+  }
+  /// Words from one to the next: 4 more, so that the weights of a fragment lie in different banks.
   static constexpr __host__ __device__ int score_pitch(int tiles) {
-    return (tiles + kChunk - 1) / kChunk * kChunk + 8;
+    return score_columns(tiles) + 4;
   }
   static std::size_t shared_bytes(int tiles, int row_words, bool on_chip) {
     return sizeof(Shared) + 2 * sizeof(std::uint32_t) * row_words +
@@ -81,22 +90,31 @@ struct SelectConfig {
 
 // Where infinities or NaN did not survive splitting. Not inlined: rare, and long.
 
+/// Number `d` of a split row.
+template <int kD>
+__device__ inline float number_of(const std::uint32_t* row, int d) {
+  return joined(row[d / 2], row[(kD + d) / 2], d % 2 != 0);
+}
+
 /// qc . kc of one query and one key tile.
 template <int kD>
-__device__ __noinline__ float plain_product(const float* q, const float* k) {
+__device__ __noinline__ float plain_product(const std::uint32_t* q, const std::uint32_t* k) {
   float sum = 0;
-  for (int d = 0; d < kD; ++d) sum = fmaf(q[d], k[d], sum);
+  for (int d = 0; d < kD; ++d) sum = fmaf(number_of<kD>(q, d), number_of<kD>(k, d), sum);
   return sum;
 }
 
-/// The sum over the tiles that are present of a row's weights times one column of vc.
-__device__ __noinline__ inline float plain_coarse(const std::uint32_t* weights, const float* column,
-                                                  std::int64_t stride, const std::uint32_t* present,
-                                                  int tiles) {
+/// The sum over the tiles that are present of a row's weights times column d of vc.
+template <int kD>
+__device__ __noinline__ float plain_coarse(const std::uint32_t* weights,
+                                           const std::uint32_t* values, int d,
+                                           const std::uint32_t* present, int tiles) {
   float sum = 0;
   for (int tile = 0; tile < tiles; ++tile) {
     if (((present[tile / 32] >> (tile % 32)) & 1U) == 0) continue;
-    sum = fmaf(joined(weights[tile]), column[tile * stride], sum);
+    const std::uint32_t* pair = weights + weight_word(tile / 2);
+    sum = fmaf(joined(pair[0], pair[8], tile % 2 != 0),
+               number_of<kD>(values + std::int64_t{tile} * kD, d), sum);
   }
   return sum;
 }
@@ -149,72 +167,88 @@ class SelectStrip {
     __syncthreads();
   }
 
-  /// Also asked of the places beyond the last tile that fill up its chunk.
-  __device__ bool is_present(int tile) const {
-    return ((present_[tile / 32] >> (tile % 32)) & 1U) != 0;
-  }
   __device__ std::uint32_t* score_row(int row) const {
     return scores_ + static_cast<std::int64_t>(row) * pitch_;
   }
   /// Rows past the last stand for it: their results go nowhere.
-  __device__ const float* query_row(int row) const {
-    return p_.qc.row(batch_, first_ + min(row, rows_ - 1), head_);
+  __device__ const std::uint32_t* query_row(int row) const {
+    const std::int64_t tile = first_ + min(row, rows_ - 1);
+    return p_.pooled.qc + ((std::int64_t{batch_} * p_.heads + head_) * p_.query.tiles + tile) * kD;
   }
-  __device__ const float* of_head(const Tensor<const float>& pooled) const {
-    return pooled.row(batch_, 0, head_ / p_.group);
+  /// The rows of this head's keys in kc or vc.
+  __device__ const std::uint32_t* of_head(const std::uint32_t* pooled) const {
+    const std::int64_t plane = std::int64_t{batch_} * (p_.heads / p_.group) + head_ / p_.group;
+    return pooled + plane * tiles_ * kD;
+  }
+  /// Where this lane's row of a matrix for load_matrices lies: of the 8 it gives addresses of by
+  /// `across` words, and by `down`.
+  __device__ int lane_words(int row, int across, int down) const {
+    return row + ((lane_ >> 3) & 1) * across + (lane_ >> 4) * down;
   }
 
-  /// Calls work(i, staged rows) for one stage after the other, as fetch(i, staged rows) asks for
-  /// them; those that follow are on their way meanwhile. Ends with all threads done.
+  /// Calls work(i, part, staged rows) for one stage after the other, as fetch(i, part, staged rows)
+  /// asks for them, part being i % kParts; those that follow are on their way meanwhile. Ends with
+  /// all threads done.
   template <class Fetch, class Work>
   __device__ void for_each_stage(int count, Fetch&& fetch, Work&& work) {
-    constexpr int kAhead = Config::kStages - 1;
+    constexpr int kStages = Config::kStages;
+    constexpr int kAhead = kStages - 1;
+    constexpr int kParts = Config::kParts;
+#pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      if (i < count) fetch(i, shared_.stages[i]);
+      if (i < count) fetch(i, i % kParts, shared_.stages[i]);
       ptx::commit_copies();
     }
-    int slot = 0;
-    for (int i = 0; i < count; ++i) {
-      ptx::wait_copy_groups<kAhead - 1>();
-      __syncthreads();  // this stage is there, and nobody reads the one before
-      if (i + kAhead < count) fetch(i + kAhead, shared_.stages[slot == 0 ? kAhead : slot - 1]);
-      ptx::commit_copies();
-      work(i, shared_.stages[slot]);
-      slot = slot == kAhead ? 0 : slot + 1;
+    for (int base = 0; base < count; base += kStages) {
+#pragma unroll
+      for (int slot = 0; slot < kStages; ++slot) {
+        const int i = base + slot;
+        if (i >= count) break;
+        ptx::wait_copy_groups<kAhead - 1>();
+        __syncthreads();  // this stage is there, and nobody reads the one before
+        if (i + kAhead < count) {
+          fetch(i + kAhead, (slot + kAhead) % kParts, shared_.stages[(slot + kAhead) % kStages]);
+        }
+        ptx::commit_copies();
+        work(i, slot % kParts, shared_.stages[slot]);
+      }
     }
     __syncthreads();
   }
 
-  /// Asks for `kColumns` columns, from `from` on, of the rows of kTiles tiles. Absent tiles are
-  /// zeros.
+  /// A thread's share of copying kColumns columns of both planes of kTiles rows to a stage.
   template <int kTiles, int kColumns, int kPitch>
-  __device__ void fetch_rows(float* stage, const float* from, std::int64_t stride, bool aligned,
-                             int first) {
-    if (aligned) {
-      fetch_rows_by<kTiles, kColumns, kPitch, 4>(stage, from, stride, first);
-    } else {
-      fetch_rows_by<kTiles, kColumns, kPitch, 1>(stage, from, stride, first);
-    }
-  }
+  struct RowCopies {
+    static constexpr int kPieces = kColumns / 8;  // of 16 bytes, of a row in one plane
+    static constexpr int kCopies = kTiles * 2 * kPieces;
+    static constexpr int kRowBytes = kD * 4;
+    static constexpr int kApart = Config::kThreads / (2 * kPieces);  // rows between two copies
+    static_assert(kCopies % Config::kThreads == 0);
 
-  template <int kTiles, int kColumns, int kPitch, int kWords>
-  __device__ void fetch_rows_by(float* stage, const float* from, std::int64_t stride, int first) {
-    constexpr int kParts = kColumns / kWords;  // of a row
-#pragma unroll(kWords == 4 ? 8 : 1)
-    for (int step = 0; step < kTiles * kParts / Config::kThreads; ++step) {
-      const int i = step * Config::kThreads + static_cast<int>(threadIdx.x);
-      const int row = i / kParts;
-      const int column = i % kParts * kWords;
-      const int tile = first + row;
-      const float* part = from + min(tile, tiles_ - 1) * stride + column;
-      const std::uint32_t to = ptx::shared_address(stage + row * kPitch + column);
-      if constexpr (kWords == 4) {
-        ptx::copy_async_16(to, part, is_present(tile));
-      } else {
-        ptx::copy_async_4(to, part, is_present(tile));
+    /// `rows`: the first row there is; past `last` come copies of it.
+    __device__ RowCopies(const std::uint32_t* rows, int last) {
+      const int row = static_cast<int>(threadIdx.x) / (2 * kPieces);
+      const int plane = static_cast<int>(threadIdx.x) / kPieces % 2;
+      const int piece = static_cast<int>(threadIdx.x) % kPieces;
+      from = reinterpret_cast<const char*>(rows + row * kD + plane * (kD / 2) + piece * 4);
+      to = row * kPitch + (plane * kPieces + piece) * 4;
+      most = last - row;
+    }
+
+    /// Asks for the rows from `first` on, their columns from `column` on.
+    __device__ void ask(std::uint32_t* stage, int first, int column) const {
+#pragma unroll
+      for (int i = 0; i < kCopies / Config::kThreads; ++i) {
+        const int row = min(first + i * kApart, most);
+        ptx::copy_async_16(ptx::shared_address(stage + to + i * kApart * kPitch),
+                           ptx::advance(from, row, kRowBytes) + column * 2);
       }
     }
-  }
+
+    const char* from;
+    int to;    ///< words from the stage's start
+    int most;  ///< rows on from `from`
+  };
 
   /// The warp's 16 query rows as A fragments, high and low parts.
   struct Queries {
@@ -222,62 +256,60 @@ class SelectStrip {
     std::uint32_t low[kD / 16][4];
   };
 
-  __device__ void load_queries(Queries& queries) const {
+  /// By way of the stages, before anything else needs them.
+  __device__ void load_queries(Queries& queries) {
+    constexpr int kPitch = Config::kPitch;
+    std::uint32_t* staged = shared_.stages[0];
+    RowCopies<Config::kRows, kD, kPitch>(query_row(0), rows_ - 1).ask(staged, 0, 0);
+    ptx::wait_copies();
+    __syncthreads();
+    const int row = warp_ % Config::kHeights * 16 + lane_ % 8;
+    const std::uint32_t at =
+        ptx::shared_address(staged + row * kPitch + lane_words(0, 8 * kPitch, 4));
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int row = warp_ % Config::kHeights * 16 + lane_ / 4 + i % 2 * 8;
-      const float* from = query_row(row) + i / 2 * 8;
-#pragma unroll
-      for (int k = 0; k < kD / 16; ++k) {
-        const float* two = from + k * 16 + lane_ % 4 * 2;
-        const SplitPair pair = split(two[0], two[1]);
-        queries.high[k][i] = pair.high;
-        queries.low[k][i] = pair.low;
-      }
+    for (int k = 0; k < kD / 16; ++k) {
+      ptx::load_matrices(queries.high[k], at + k * 32);
+      ptx::load_matrices(queries.low[k], at + k * 32 + kD * 2);
     }
+    __syncthreads();
   }
 
   __device__ void score() {
+    constexpr int kDepth = Config::kKeyDepth;
     Queries queries;
     load_queries(queries);
-    const float* keys = of_head(p_.kc);
+    const RowCopies<kChunk, kDepth, Config::kKeyPitch> copies(of_head(p_.pooled.kc), tiles_ - 1);
     const int own = warp_ / Config::kHeights * 8;  // of a chunk's tiles
-    const int at = (own + lane_ / 4) * Config::kKeyPitch + lane_ % 4 * 2;
+    // Two matrices of the high parts, two of the low ones.
+    const int at = (own + lane_ % 8) * Config::kKeyPitch + lane_words(0, 4, kDepth / 2);
     float sums[3][4];  // high * high, high * low, low * high: chains that do not wait
-    for_each_stage(
-        core::ceil_div(tiles_, kChunk) * 2,
-        [&](int i, float* stage) {
-          fetch_rows<kChunk, kD / 2, Config::kKeyPitch>(
-              stage, keys + i % 2 * (kD / 2), p_.kc.row_stride, p_.aligned_k, i / 2 * kChunk);
-        },
-        [&](int i, const float* stage) {
-          if (i % 2 == 0) {
+    for_each_stage((tiles_ + kChunk - 1) / kChunk * Config::kParts,
+                   [&](int i, int part, std::uint32_t* stage) {
+                     copies.ask(stage, i / Config::kParts * kChunk, part * kDepth);
+                   },
+                   [&](int i, int part, const std::uint32_t* stage) {
+                     if (part == 0) {
 #pragma unroll
-            for (auto& sum : sums) sum[0] = sum[1] = sum[2] = sum[3] = 0;
-            add_products<0>(queries, stage + at, sums);
-          } else {
-            add_products<kD / 32>(queries, stage + at, sums);
-            store_scores(sums, i / 2 * kChunk + own);
-          }
-        });
+                       for (auto& sum : sums) sum[0] = sum[1] = sum[2] = sum[3] = 0;
+                     }
+                     const std::uint32_t staged = ptx::shared_address(stage + at);
+#pragma unroll
+                     for (int k = 0; k < kDepth / 16; ++k) {
+                       std::uint32_t key[4];
+                       ptx::load_matrices(key, staged + k * 32);
+                       const int step = part * (kDepth / 16) + k;
+                       multiply(sums[0], queries.high[step], key[0], key[1]);
+                       multiply(sums[1], queries.high[step], key[2], key[3]);
+                       multiply(sums[2], queries.low[step], key[0], key[1]);
+                     }
+                     if (part == Config::kParts - 1)
+                       store_scores(sums, i / Config::kParts * kChunk + own);
+                   });
   }
 
-  /// 16 rows times eight tiles over half the depth, from step kFirst of 16 on; `staged` points to
-  /// this lane's part of the fragments.
-  template <int kFirst>
-  __device__ static void add_products(const Queries& queries, const float* staged,
-                                      float (&sums)[3][4]) {
-#pragma unroll
-    for (int k = 0; k < kD / 32; ++k) {
-      const float2 front = *reinterpret_cast<const float2*>(staged + k * 16);
-      const float2 back = *reinterpret_cast<const float2*>(staged + k * 16 + 8);
-      const SplitPair pairs[2] = {split(front.x, front.y), split(back.x, back.y)};
-      const std::uint32_t high[2] = {pairs[0].high, pairs[1].high};
-      const std::uint32_t low[2] = {pairs[0].low, pairs[1].low};
-      ptx::mma_m16n8k16(sums[0], queries.high[kFirst + k], high);
-      ptx::mma_m16n8k16(sums[1], queries.high[kFirst + k], low);
-      ptx::mma_m16n8k16(sums[2], queries.low[kFirst + k], high);
-    }
+  __device__ static void multiply(float (&sum)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                                  std::uint32_t b1) {
+    ptx::mma_m16n8k16<__nv_bfloat16>(sum[0], sum[1], sum[2], sum[3], a, b0, b1);
   }
 
   /// Scores of eight tiles from `first`.
@@ -286,22 +318,37 @@ class SelectStrip {
     const int tile = first + lane_ % 4 * 2;
     const std::uint32_t there = present_[first / 32] >> (tile % 32);
     std::uint32_t keys[4];
+    float scores[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const bool is_there = ((there >> (i % 2)) & 1U) != 0;
-      float sum = sums[0][i] + (sums[1][i] + sums[2][i]);
-      if (sum != sum && is_there) {
-        sum = plain_product<kD>(query_row(row + i / 2 * 8),
-                                of_head(p_.kc) + (tile + i % 2) * p_.kc.row_stride);
-      }
-      keys[i] = is_there ? key_of(sum * p_.scale) : kNoScore;
+      scores[i] = sums[0][i] + (sums[1][i] + sums[2][i]);
+      keys[i] = ((there >> (i % 2)) & 1U) != 0 ? key_of_number(fmaf(scores[i], p_.scale, 0.0f))
+                                               : kNoScore;
     }
+    const float all = (scores[0] + scores[1]) + (scores[2] + scores[3]);
+    if (all != all) mend_scores(scores, keys, there, row, tile);
     *reinterpret_cast<uint2*>(score_row(row) + tile) = make_uint2(keys[0], keys[1]);
     *reinterpret_cast<uint2*>(score_row(row + 8) + tile) = make_uint2(keys[2], keys[3]);
   }
 
+  /// Where one of a lane's four scores may be NaN.
+  __device__ void mend_scores(const float (&scores)[4], std::uint32_t (&keys)[4],
+                              std::uint32_t there, int row, int tile) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float score = scores[i];
+      if (((there >> (i % 2)) & 1U) == 0) continue;
+      if (score != score) {
+        score = plain_product<kD>(query_row(row + i / 2 * 8),
+                                  of_head(p_.pooled.kc) + std::int64_t{tile + i % 2} * kD);
+      }
+      keys[i] = key_of(score * p_.scale);
+    }
+  }
+
   __device__ void finish_rows() {
-    RowSetting setting = {tiles_, p_.row_words, present_, candidates_, 0, false, p_.top_k};
+    RowSetting setting = {
+        (tiles_ + 31) / 32, p_.row_words, present_, candidates_, 0, false, p_.top_k};
     for (int word = lane_; word < p_.row_words; word += 32) {
       setting.candidate_count += __popc(candidates_[word]);
       setting.restricted = setting.restricted || candidates_[word] != present_[word];
@@ -320,7 +367,7 @@ class SelectStrip {
       }
       if (!p_.oc) continue;
       __syncwarp();
-      const SoftmaxRow row = softmax(score_row(r), pitch_ - 8, lane_);
+      const SoftmaxRow row = softmax(score_row(r), Config::score_columns(tiles_), lane_);
       if (lane_ == 0) {
         shared_.sum[r] = row.sum;
         if (p_.coarse_max) *p_.coarse_max.row(batch_, tile, head_) = row.max;
@@ -338,68 +385,63 @@ class SelectStrip {
       always = p_.always + batch_ * p_.always_batch + head_ * p_.always_head +
                static_cast<std::int64_t>(tile) * p_.row_words;
     }
-    const MemoryRow row(setting, keys, lane_);
     Cut cut;
-    if (setting.words <= Config::kFewWords) {
-      cut = find_cut(setting, RegisterRow<Config::kFewWords>(setting, keys, lane_));
-    } else if (setting.words <= Config::kManyWords) {
-      cut = find_cut(setting, RegisterRow<Config::kManyWords>(setting, keys, lane_));
+    if (setting.steps <= Config::kFewSteps) {
+      cut = find_cut(setting, RegisterRow<Config::kFewSteps>(setting, keys, lane_));
+    } else if (setting.steps <= Config::kManySteps) {
+      cut = find_cut(setting, RegisterRow<Config::kManySteps>(setting, keys, lane_));
     } else {
-      cut = find_cut(setting, row);
+      cut = find_cut(setting, MemoryRow(setting, keys, lane_));
     }
-    write_bits(setting, row, cut, always, mask, lane_);
+    write_bits(setting, keys, cut, always, mask, lane_);
   }
 
   __device__ void coarse() {
-    constexpr int kTiles = kChunk / 2;
-    const float* values = of_head(p_.vc);
+    constexpr int kTiles = Config::kValueTiles;
+    const RowCopies<kTiles, kD, Config::kPitch> copies(of_head(p_.pooled.vc), tiles_ - 1);
+    // Of 16 tiles and a column of eight: two matrices of the high parts, two of the low ones.
+    const int at = lane_ % 8 * Config::kPitch + lane_words(0, 8 * Config::kPitch, kD / 2) +
+                   warp_ / Config::kHeights * Config::kEights * 4;
     float out[Config::kEights][4] = {};
-    for_each_stage(
-        core::ceil_div(tiles_, kTiles),
-        [&](int i, float* stage) {
-          fetch_rows<kTiles, kD, Config::kValuePitch>(stage, values, p_.vc.row_stride, p_.aligned_v,
-                                                      i * kTiles);
-        },
-        [&](int i, const float* stage) {
-          // Tensor cores cut sums off, so a stage's is taken apart and added by rounding.
-          float sums[Config::kEights][4] = {};
+    for_each_stage((tiles_ + kTiles - 1) / kTiles,
+                   [&](int i, int, std::uint32_t* stage) { copies.ask(stage, i * kTiles, 0); },
+                   [&](int i, int, const std::uint32_t* stage) {
+                     // Tensor cores cut sums off, so a stage's is taken apart and added by
+                     // rounding.
+                     float sums[Config::kEights][4] = {};
 #pragma unroll
-          for (int k = 0; k < kTiles; k += 16) {
-            add_tiles(sums, i * kTiles + k, stage + k * Config::kValuePitch);
-          }
+                     for (int k = 0; k < kTiles; k += 16) {
+                       add_tiles(sums, i * kTiles + k,
+                                 ptx::shared_address(stage + at + k * Config::kPitch));
+                     }
 #pragma unroll
-          for (int eight = 0; eight < Config::kEights; ++eight) {
+                     for (int eight = 0; eight < Config::kEights; ++eight) {
 #pragma unroll
-            for (int j = 0; j < 4; ++j) out[eight][j] += sums[eight][j];
-          }
-        });
+                       for (int j = 0; j < 4; ++j) out[eight][j] += sums[eight][j];
+                     }
+                   });
     write_coarse(out);
     __syncthreads();
   }
 
   /// Adds the weights of 16 key tiles from `first` times their values.
-  __device__ void add_tiles(float (&sums)[Config::kEights][4], int first, const float* staged) {
-    const int row = warp_ % Config::kHeights * 16 + lane_ / 4;
+  __device__ void add_tiles(float (&sums)[Config::kEights][4], int first, std::uint32_t staged) {
+    const std::uint32_t* weights =
+        score_row(warp_ % Config::kHeights * 16 + lane_ / 4) + first + lane_ % 4;
     std::uint32_t high[4], low[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const uint2 two = *reinterpret_cast<const uint2*>(score_row(row + i % 2 * 8) + first +
-                                                        i / 2 * 8 + lane_ % 4 * 2);
-      high[i] = __byte_perm(two.x, two.y, 0x7632);
-      low[i] = __byte_perm(two.x, two.y, 0x5410);
+      const std::uint32_t* word = weights + i % 2 * 8 * pitch_ + i / 2 * 4;
+      high[i] = word[0];
+      low[i] = word[8];
     }
-    const float* rows = staged + lane_ % 4 * 2 * Config::kValuePitch + lane_ / 4;
 #pragma unroll
     for (int eight = 0; eight < Config::kEights; ++eight) {
-      const float* column = rows + (warp_ / Config::kHeights * Config::kEights + eight) * 8;
-      const SplitPair pairs[2] = {
-          split(column[0], column[Config::kValuePitch]),
-          split(column[8 * Config::kValuePitch], column[9 * Config::kValuePitch])};
-      const std::uint32_t value_high[2] = {pairs[0].high, pairs[1].high};
-      const std::uint32_t value_low[2] = {pairs[0].low, pairs[1].low};
-      ptx::mma_m16n8k16(sums[eight], high, value_high);
-      ptx::mma_m16n8k16(sums[eight], high, value_low);
-      ptx::mma_m16n8k16(sums[eight], low, value_high);
+      std::uint32_t value[4];
+      ptx::load_matrices_transposed(value, staged + eight * 16);
+      multiply(sums[eight], high, value[0], value[1]);
+      multiply(sums[eight], high, value[2], value[3]);
+      multiply(sums[eight], low, value[0], value[1]);
     }
   }
 
@@ -418,8 +460,7 @@ class SelectStrip {
               (warp_ / Config::kHeights * Config::kEights + eight) * 8 + lane_ % 4 * 2 + i;
           float sum = out[eight][half * 2 + i];
           if (sum != sum && total != 0.0f) {
-            sum = plain_coarse(score_row(row), of_head(p_.vc) + d, p_.vc.row_stride, present_,
-                               tiles_);
+            sum = plain_coarse<kD>(score_row(row), of_head(p_.pooled.vc), d, present_, tiles_);
           }
           // A row without weight is 0 even over infinite values.
           to[d] = total == 0.0f ? 0.0f : sum / total;

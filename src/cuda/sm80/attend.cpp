@@ -70,6 +70,16 @@ void check_attend(const AttendArgs& args) {
   head_rows("v", args.v);
 }
 
+TableWork attend_table(const Context& context, const AttendArgs& args, Workspace workspace) {
+  core::Arena arena(workspace.data);
+  TableWork work;
+  if (context.query.fragments() == 0) return work;
+  work.side = with_lengths(context.key, args.lengths.key);
+  work.batches = context.table_batches(args.lengths);
+  work.table = take_table(arena, context, args);
+  return work;
+}
+
 void attend(const Context& context, Shape shape, const AttendArgs& args, Workspace workspace,
             cudaStream_t stream) {
   core::Arena arena(workspace.data);
@@ -79,14 +89,11 @@ void attend(const Context& context, Shape shape, const AttendArgs& args, Workspa
     static_cast<AttendProblem<T>&>(parameters) = make_attend_problem<T>(context, args, table);
     const dim3 blocks = item_blocks(parameters.query_fragments, context.heads(), context.batch());
     if (blocks.x == 0) return;
-    check_attend(args);
     parameters.key = context.key;
     if (args.k.elements() > 0) {  // the pointers of empty tensors may be anything
       parameters.k = head_rows("k", args.k);
       parameters.v = head_rows("v", args.v);
     }
-    fill_fragment_table(with_lengths(context.key, args.lengths.key),
-                        context.table_batches(args.lengths), table, nullptr, 0, stream);
     Launch::run(parameters, blocks, stream);
   });
 }

@@ -5,6 +5,7 @@
 #include <cstddef>
 
 #include "cuda/common/context.hpp"
+#include "cuda/common/fragment_table.cuh"
 #include "cuda/sm80/shape.hpp"
 #include "vidsparse/backend.hpp"
 
@@ -22,8 +23,10 @@ std::size_t attend_bytes(const Context& context, const AttendArgs& args);
 /// token's offset has more than 31 bits.
 void check_attend(const AttendArgs& args);
 
-/// Block-sparse attention over a bitmap with the gated coarse output added: two launches, of which
-/// the first fills a table of a few kilobytes. Throws Error as check_attend does.
+/// The table of a few kilobytes that attend reads in the same workspace.
+TableWork attend_table(const Context& context, const AttendArgs& args, Workspace workspace);
+
+/// Block-sparse attention over a bitmap with the gated coarse output added: one launch.
 void attend(const Context& context, Shape shape, const AttendArgs& args, Workspace workspace,
             cudaStream_t stream);
 

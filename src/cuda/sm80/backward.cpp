@@ -121,9 +121,7 @@ void backward(const Context& context, Shape shape, const BackwardArgs& args, Wor
   with_instances(context, shape, [&]<class T, class ByKey, class ByQuery>(T, ByKey, ByQuery) {
     const auto by_key = parameters_by_key<T>(context, args, parts);
     const auto by_query = parameters_by_query<T>(context, args, parts);
-    begin_backward(context, args, parts, stream);
-    fill_fragment_table(with_lengths(context.key, args.lengths.key), parts.key_batches, parts.keys,
-                        nullptr, 0, stream);
+    begin_backward(context, args, parts, keys_table(context, args, parts), stream);
     const dim3 keys = item_blocks(context.key.fragments(), context.key_heads(), context.batch());
     const dim3 queries = item_blocks(context.query.fragments(), context.heads(), context.batch());
     if (keys.x > 0) ByKey::run(by_key, keys, stream);

@@ -132,18 +132,30 @@ void check_attend(const AttendArgs& args) {
   require_bulk_rows("v", args.v);
 }
 
+TableWork attend_table(const Context& context, const AttendArgs& args, Workspace workspace) {
+  const Schedule schedule = make_schedule(context, args);
+  TableWork work;
+  if (schedule.items == 0) return work;
+  core::Arena arena(workspace.data);
+  const Memory memory = take(arena, schedule);
+  work.side = with_lengths(context.key, args.lengths.key);
+  work.edges = make_edge_boxes(context.key, static_cast<bool>(args.lengths.key));
+  work.batches = schedule.batches;
+  work.table = memory.table;
+  work.counters = memory.arrivals;
+  work.counter_count = schedule.pace.arrivals;
+  return work;
+}
+
 void attend(const Context& context, const AttendArgs& args, Workspace workspace,
             cudaStream_t stream) {
   const Schedule schedule = make_schedule(context, args);
   if (schedule.items == 0) return;
-  check_attend(args);
   core::Arena arena(workspace.data);
   const Memory memory = take(arena, schedule);
   const EdgeBoxes edges = make_edge_boxes(context.key, static_cast<bool>(args.lengths.key));
   with_instance(context, edges.count > 0, [&]<class T, class Config>(T, Config) {
     const auto parameters = make_parameters<T>(context, args, schedule, memory, edges);
-    fill_fragment_table(with_lengths(context.key, args.lengths.key), schedule.batches, memory.table,
-                        memory.arrivals, schedule.pace.arrivals, stream, edges);
     attend_kernel<T, Config><<<static_cast<unsigned>(schedule.blocks), Config::kThreads,
                                Config::kSharedBytes, stream>>>(parameters);
     check(cudaGetLastError(), "attend");

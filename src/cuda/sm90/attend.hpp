@@ -5,6 +5,7 @@
 #include <cstddef>
 
 #include "cuda/common/context.hpp"
+#include "cuda/common/fragment_table.cuh"
 #include "vidsparse/backend.hpp"
 
 namespace vidsparse::cuda::sm90 {
@@ -23,9 +24,11 @@ std::size_t attend_bytes(const Context& context, const AttendArgs& args);
 /// not fail there first.
 void check_attend(const AttendArgs& args);
 
-/// Block-sparse attention over a bitmap with the gated coarse output added: two launches, of which
-/// the first fills a table of a few kilobytes. Throws Error as check_attend does, and for tensors
-/// that span 2^40 bytes and more, which the driver's encoder finds.
+/// The table of a few kilobytes that attend reads in the same workspace, and its counters.
+TableWork attend_table(const Context& context, const AttendArgs& args, Workspace workspace);
+
+/// Block-sparse attention over a bitmap with the gated coarse output added: one launch. Throws
+/// Error for tensors that span 2^40 bytes and more, which the driver's encoder finds.
 void attend(const Context& context, const AttendArgs& args, Workspace workspace,
             cudaStream_t stream);
 

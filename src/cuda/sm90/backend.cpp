@@ -20,21 +20,26 @@ class Sm90Kernels final : public GpuKernels {
     prepare_backward(context());
   }
 
-  std::size_t workspace_bytes(const AttendArgs& args) const override {
-    return attend_bytes(context(), args);
-  }
   std::size_t workspace_bytes(const BackwardArgs& args) const override {
     return backward_bytes(context(), args);
   }
 
-  void check(const AttendArgs& args) const override { check_attend(args); }
-  void attend(const AttendArgs& args, Workspace workspace, void* stream) const override {
-    const CurrentDevice current(device());
-    sm90::attend(context(), args, workspace, static_cast<cudaStream_t>(stream));
-  }
   void backward(const BackwardArgs& args, Workspace workspace, void* stream) const override {
     const CurrentDevice current(device());
     sm90::backward(context(), args, workspace, static_cast<cudaStream_t>(stream));
+  }
+
+ private:
+  std::size_t attend_bytes(const AttendArgs& args) const override {
+    return sm90::attend_bytes(context(), args);
+  }
+  void check(const AttendArgs& args) const override { check_attend(args); }
+  TableWork attend_table(const AttendArgs& args, Workspace workspace) const override {
+    return sm90::attend_table(context(), args, workspace);
+  }
+  void attend_filled(const AttendArgs& args, Workspace workspace,
+                     cudaStream_t stream) const override {
+    sm90::attend(context(), args, workspace, stream);
   }
 };
 

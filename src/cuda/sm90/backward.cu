@@ -192,10 +192,11 @@ void backward(const Context& context, const BackwardArgs& args, Workspace worksp
     const auto keys = parameters_by_key<T>(context, args, by_key, memory, edges.query);
     const auto queries =
         parameters_by_query<T>(context, args, by_query, memory, edges, by_key.pace.arrivals);
-    begin_backward(context, args, memory.parts, stream, edges.query);
-    fill_fragment_table(with_lengths(context.key, args.lengths.key), memory.parts.key_batches,
-                        memory.parts.keys, memory.arrivals,
-                        by_key.pace.arrivals + by_query.pace.arrivals, stream, edges.key);
+    TableWork table = keys_table(context, args, memory.parts);
+    table.edges = edges.key;
+    table.counters = memory.arrivals;
+    table.counter_count = by_key.pace.arrivals + by_query.pace.arrivals;
+    begin_backward(context, args, memory.parts, table, stream, edges.query);
     const auto launch = [&](auto kernel, const Pass& pass, const auto& parameters, auto config) {
       if (pass.items == 0) return;
       using Config = decltype(config);
