@@ -83,10 +83,9 @@ class GradientBlock {
         ListedFragment::of(p_.own, item.fragment, __ldg(reinterpret_cast<const uint4*>(entry)));
     if (own.valid == 0) return false;
     FragmentCopy<Config::kThreads, kRowBytes> copy(p_.own);
-    copy.start(address_ + Config::kOwn, p_.own_scores.head(item.batch, item.head),
-               p_.own_scores.token_bytes, own);
-    copy.start(address_ + Config::kOwn + Config::kFragmentBytes,
-               p_.own_weights.head(item.batch, item.head), p_.own_weights.token_bytes, own);
+    copy.start(own, rows_of(p_.own_scores, item.batch, item.head, address_ + Config::kOwn),
+               rows_of(p_.own_weights, item.batch, item.head,
+                       address_ + Config::kOwn + Config::kFragmentBytes));
     ptx::commit_copies();
     if constexpr (!Config::kByKey) {
       const float* norms = norms_of(item.batch, item.head, item.fragment);
@@ -140,9 +139,8 @@ class GradientBlock {
     const Item item = Item::current(p_.per_tile);
     const int head = query_or_key_head(item);
     const std::uint32_t to = address_ + Config::kOther + stage * Config::kStageBytes;
-    copy_.start(to, p_.other_scores.head(item.batch, head), p_.other_scores.token_bytes, fragment);
-    copy_.start(to + Config::kFragmentBytes, p_.other_weights.head(item.batch, head),
-                p_.other_weights.token_bytes, fragment);
+    copy_.start(fragment, rows_of(p_.other_scores, item.batch, head, to),
+                rows_of(p_.other_weights, item.batch, head, to + Config::kFragmentBytes));
     if constexpr (Config::kByKey) {
       if (threadIdx.x < 32) {
         ptx::copy_async_16(to + Config::kNorms + lane_ * 16,
@@ -151,6 +149,11 @@ class GradientBlock {
     }
     ptx::commit_copies();
     return true;
+  }
+
+  __device__ static CopiedRows rows_of(const HeadRows& tensor, int batch, int head,
+                                       std::uint32_t to) {
+    return {to, tensor.head(batch, head), tensor.token_bytes};
   }
 
   __device__ const float* norms_of(int batch, int query_head, int fragment) const {
