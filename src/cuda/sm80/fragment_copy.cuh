@@ -27,6 +27,17 @@ class FragmentCopy {
  public:
   __device__ explicit FragmentCopy(const Side& side) : side_(side) {}
 
+  /// The same of the one that `list` has returned last.
+  template <class List, class... Tensors>
+  __device__ void start_listed(const List& list, const ListedFragment& fragment,
+                               const Tensors&... tensors) {
+    if (fragment.gathered()) {
+      copy_gathered(list, fragment, tensors...);
+    } else {
+      start(fragment, tensors...);
+    }
+  }
+
   /// Starts the copies of `fragment` of each tensor. Slots that are not valid become zeros.
   template <class... Tensors>
   __device__ void start(const ListedFragment& fragment, const Tensors&... tensors) {
@@ -80,6 +91,38 @@ class FragmentCopy {
     }
   }
 
+  template <class List, class... Tensors>
+  __device__ void copy_gathered(const List& list, const ListedFragment& fragment,
+                                const Tensors&... tensors) const {
+    const int chunk = ptx::thread_index() % kRowThreads;
+#pragma unroll 1
+    for (int row = ptx::thread_index() / kRowThreads; row < 64; row += kRows) {
+      const GatheredSlot from = list.slot(fragment, row);
+      const bool valid = from.slot >= 0;
+      const std::int32_t token =
+          valid ? from.first_token + offset_of(side_.segments[from.place & 7], from.slot) : 0;
+      const auto copy = [&](const CopiedRows& tensor) {
+        const char* row_from =
+            ptx::advance(tensor.rows, token, tensor.token_bytes) + chunk * 16;
+        const std::uint32_t to = tensor.to + swizzled<RowBytes>(row, chunk);
+#pragma unroll
+        for (int c = 0; c < kChunks; ++c) {
+          ptx::copy_async_16(to + c * kRowThreads * 16, row_from + c * kRowThreads * 16, valid);
+        }
+      };
+      (copy(tensors), ...);
+    }
+  }
+
+  /// Tokens from slot 0's to that of another.
+  __device__ std::int32_t offset_of(const Raster& segment, int slot) const {
+    const Box& box = side_.boxes[segment.line];
+    const int dw = slot & ((1 << box.log_w) - 1);
+    const int dh = slot >> box.log_w & ((1 << box.log_h) - 1);
+    const int dt = slot >> (box.log_w + box.log_h);
+    return (dt * segment.grid.h + dh) * segment.grid.w + dw;
+  }
+
   /// Tokens from a thread's first row to that of a later pass.
   __device__ std::int32_t further(int pass) const {
     std::int32_t tokens = 0;
@@ -91,16 +134,9 @@ class FragmentCopy {
   __device__ void enter(int index) {
     segment_ = index;
     const Raster& segment = side_.segments[index];
-    const Box& box = side_.boxes[segment.line];
-    const auto offset_of = [&](int slot) {
-      const int dw = slot & ((1 << box.log_w) - 1);
-      const int dh = slot >> box.log_w & ((1 << box.log_h) - 1);
-      const int dt = slot >> (box.log_w + box.log_h);
-      return (dt * segment.grid.h + dh) * segment.grid.w + dw;
-    };
-    offset_ = offset_of(ptx::thread_index() / kRowThreads);
+    offset_ = offset_of(segment, ptx::thread_index() / kRowThreads);
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) steps_[i] = offset_of(kRows << i);
+    for (int i = 0; i < kSteps; ++i) steps_[i] = offset_of(segment, kRows << i);
   }
 
   const Side& side_;

@@ -23,11 +23,13 @@ __device__ inline int find_bit(std::uint32_t word, int rank) {
   return at;
 }
 
-/// A fragment to copy from the raster.
+/// A fragment to copy from the raster, or one gathered of short ones: see FragmentList.
 struct alignas(16) ListedFragment {
-  std::int32_t first_token;  ///< of slot 0
-  std::uint32_t place;       ///< its number, and in the lowest three bits the segment
+  std::int32_t first_token;  ///< of slot 0; gathered: its first piece
+  std::uint32_t place;       ///< its number, and in the lowest three bits the segment; or kGathered
   std::uint64_t valid;       ///< bit s: slot s
+
+  static constexpr std::uint32_t kGathered = 1U << 31;
 
   __device__ static ListedFragment of(const Side& side, int number, const uint4& entry) {
     const int index = KeyFragment::map(entry.y);
@@ -38,11 +40,19 @@ struct alignas(16) ListedFragment {
             entry.z | static_cast<std::uint64_t>(entry.w) << 32};
   }
 
-  __device__ bool whole() const { return valid == ~std::uint64_t{0}; }
+  __device__ bool gathered() const { return (place & kGathered) != 0; }
+  __device__ bool whole() const { return valid == ~std::uint64_t{0} && !gathered(); }
   __device__ int segment() const { return static_cast<int>(place & 7); }
   __device__ int number() const { return static_cast<int>(place >> 3); }
 };
 static_assert(Side::kMaxSegments <= 8);
+
+/// A row of a gathered fragment: a slot of a listed one.
+struct GatheredSlot {
+  std::int32_t first_token;
+  std::uint32_t place;
+  std::int32_t slot;  ///< -1: none
+};
 
 /// What a list is made of: a row of a bitmap over tiles, and the table of their fragments.
 struct ListSource {
@@ -52,6 +62,10 @@ struct ListSource {
 
 /// The fragments of the tiles that a bitmap row names, ascending, without empty ones. A few dozen
 /// at a time are written to shared memory: what loads and products wait for is then one read.
+///
+/// Short ones, with at most half of their slots valid, become *pieces* of up to 16 valid slots, and
+/// come last of those few dozen, four pieces together as one fragment: row 16 u + r of it is valid
+/// slot r of piece u.
 template <int Capacity>
 class FragmentList {
  public:
@@ -63,27 +77,64 @@ class FragmentList {
         listed_(reinterpret_cast<ListedFragment*>(shared)) {}
 
   /// From the first fragment again; the next one comes after a barrier.
-  __device__ void restart() { scanned_ = count_ = at_ = 0; }
+  __device__ void restart() { scanned_ = count_ = end_ = at_ = 0; }
 
   /// The next fragment of what `source` returns; false when there are no more. All threads of the
   /// block ask together.
   template <class Source>
   __device__ bool next(ListedFragment& fragment, Source&& source) {
-    if (at_ == count_ && !refill(source())) return false;
-    fragment = listed_[at_++];
+    if (at_ >= end_ && !refill(source())) return false;
+    if (at_ < count_) {
+      fragment = listed_[at_++];
+    } else {
+      fragment = gather(at_ - count_);
+      at_ += kTogether;
+    }
     return true;
+  }
+
+  /// What is in a row of a gathered fragment that next() returned last.
+  __device__ GatheredSlot slot(const ListedFragment& fragment, int row) const {
+    GatheredSlot result = {0, 0, -1};
+    if ((fragment.valid >> row & 1) == 0) return result;
+    const ListedFragment& from = piece(fragment.first_token + row / kPiece);
+    result.first_token = from.first_token;
+    result.place = from.place;
+    const int rank = row % kPiece;
+    const auto low = static_cast<std::uint32_t>(from.valid);
+    const int in_low = __popc(low);
+    result.slot = rank < in_low ? find_bit(low, rank)
+                                : 32 + find_bit(static_cast<std::uint32_t>(from.valid >> 32),
+                                                rank - in_low);
+    return result;
   }
 
  private:
   static_assert(Capacity == 32);  // a lane each
+  static constexpr int kPiece = 16;    // slots
+  static constexpr int kTogether = 4;  // pieces of a fragment
+
+  /// Pieces lie at the end of the memory, the last one first.
+  __device__ ListedFragment& piece(int index) const { return listed_[Capacity - 1 - index]; }
+
+  __device__ ListedFragment gather(int first) const {
+    ListedFragment result = {first, ListedFragment::kGathered, 0};
+#pragma unroll
+    for (int u = 0; u < kTogether; ++u) {
+      if (count_ + first + u >= end_) break;
+      const std::uint64_t rows = (std::uint64_t{1} << __popcll(piece(first + u).valid)) - 1;
+      result.valid |= rows << (u * kPiece);
+    }
+    return result;
+  }
 
   /// Every warp looks, so that each knows how far the list goes; the first one writes.
   __device__ bool refill(const ListSource& source) {
     __syncthreads();  // all have read the former list
-    at_ = count_ = 0;
-    while (scanned_ < fragments_ && count_ <= Capacity / 2) look(source);
+    at_ = count_ = end_ = 0;
+    while (scanned_ < fragments_ && end_ <= Capacity / 2) look(source);
     __syncthreads();
-    return count_ > 0;
+    return end_ > 0;
   }
 
   /// Adds the next fragments of up to 1024 tiles: a lane has a word of the row, and then one of the
@@ -119,19 +170,57 @@ class FragmentList {
     const int tile = (first_word + holder) * 32 + find_bit(bits, rank - before);
     const int number = tile * parts + part - rank * parts;
 
-    const int room = Capacity - count_;
+    const int room = Capacity - end_;
     uint4 entry = make_uint4(0, 0, 0, 0);
     if (rank < tiles && lane < room) {
       entry = __ldg(reinterpret_cast<const uint4*>(source.table + number));
     }
-    const bool listed = (entry.z | entry.w) != 0;
-    const std::uint32_t all = __ballot_sync(~0U, listed);
-    if (listed && threadIdx.x < 32) {
-      listed_[count_ + __popc(all & ((1U << lane) - 1))] = ListedFragment::of(side_, number, entry);
+    const int valid = __popc(entry.z) + __popc(entry.w);
+    std::uint32_t whole = __ballot_sync(~0U, valid > 2 * kPiece);
+    std::uint32_t pieces = __ballot_sync(~0U, valid > 0 && valid <= 2 * kPiece);
+    std::uint32_t second = __ballot_sync(~0U, valid > kPiece && valid <= 2 * kPiece);
+    // Those there is room for.
+    const std::uint32_t below = (1U << lane) - 1;
+    const std::uint32_t upto = below << 1 | 1;
+    const int needed = __popc((whole | pieces) & upto) + __popc(second & upto);
+    const std::uint32_t fit = __ballot_sync(~0U, needed <= room);  // the first lanes
+    const std::uint32_t left = (whole | pieces) & ~fit;
+    whole &= fit;
+    pieces &= fit;
+    second &= fit;
+    if (valid > 0 && (fit >> lane & 1) != 0 && threadIdx.x < 32) {
+      ListedFragment fragment = ListedFragment::of(side_, number, entry);
+      if (valid > 2 * kPiece) {
+        listed_[count_ + __popc(whole & below)] = fragment;
+      } else {
+        const int at = end_ - count_ + __popc(pieces & below) + __popc(second & below);
+        if (valid > kPiece) {
+          ListedFragment rest = fragment;
+          fragment.valid = first_bits(fragment.valid);
+          rest.valid &= ~fragment.valid;
+          piece(at + 1) = rest;
+        }
+        piece(at) = fragment;
+      }
     }
-    count_ += __popc(all);
-    scanned_ = tiles * parts - first_part > room ? __shfl_sync(~0U, number, room - 1) + 1
-                                                 : (first_word + 32) * 32 * parts;
+    count_ += __popc(whole);
+    end_ += __popc(whole) + __popc(pieces) + __popc(second);
+    if (left != 0) {
+      scanned_ = __shfl_sync(~0U, number, __ffs(left) - 1);
+    } else {
+      scanned_ = tiles * parts - first_part > room ? __shfl_sync(~0U, number, room - 1) + 1
+                                                   : (first_word + 32) * 32 * parts;
+    }
+  }
+
+  /// The lowest kPiece set bits.
+  __device__ static std::uint64_t first_bits(std::uint64_t bits) {
+    const auto low = static_cast<std::uint32_t>(bits);
+    const int in_low = __popc(low);
+    const int last = in_low >= kPiece ? find_bit(low, kPiece - 1)
+                                      : 32 + find_bit(static_cast<std::uint32_t>(bits >> 32),
+                                                      kPiece - 1 - in_low);
+    return bits & ((std::uint64_t{2} << last) - 1);
   }
 
   const Side& side_;
@@ -139,8 +228,9 @@ class FragmentList {
   int fragments_;
   ListedFragment* listed_;
   int scanned_ = 0;  // fragments looked at
-  int count_ = 0;    // in the list
-  int at_ = 0;       // of those, handed out
+  int count_ = 0;    // in the list, that are no pieces
+  int end_ = 0;      // and with the pieces
+  int at_ = 0;       // of all these, handed out
 };
 
 }  // namespace vidsparse::cuda::sm80

@@ -139,16 +139,33 @@ class GradientBlock {
     const Item item = Item::current(p_.per_tile);
     const int head = query_or_key_head(item);
     const std::uint32_t to = address_ + Config::kOther + stage * Config::kStageBytes;
-    copy_.start(fragment, rows_of(p_.other_scores, item.batch, head, to),
-                rows_of(p_.other_weights, item.batch, head, to + Config::kFragmentBytes));
+    copy_.start_listed(list_, fragment, rows_of(p_.other_scores, item.batch, head, to),
+                       rows_of(p_.other_weights, item.batch, head, to + Config::kFragmentBytes));
     if constexpr (Config::kByKey) {
-      if (threadIdx.x < 32) {
+      if (fragment.gathered()) {
+        start_gathered_norms(to + Config::kNorms, item.batch, head, fragment);
+      } else if (threadIdx.x < 32) {
         ptx::copy_async_16(to + Config::kNorms + lane_ * 16,
                            norms_of(item.batch, head, fragment.number()) + lane_ * 4, true);
       }
     }
     ptx::commit_copies();
     return true;
+  }
+
+  /// Those of a gathered fragment's rows, one of the 128 a thread.
+  __device__ void start_gathered_norms(std::uint32_t to, int batch, int head,
+                                       const ListedFragment& fragment) const {
+    static_assert(Config::kThreads == 2 * kFragment);
+    const int thread = ptx::thread_index();
+    const GatheredSlot from = list_.slot(fragment, thread % kFragment);
+    if (from.slot >= 0) {
+      const float* norms = norms_of(batch, head, static_cast<int>(from.place >> 3));
+      ptx::copy_async_4(to + thread * 4, norms + thread / kFragment * kFragment + from.slot, true);
+    } else {  // as a row without weight
+      reinterpret_cast<float*>(shared_ + (to - address_))[thread] =
+          thread < kFragment ? INFINITY : 0.0F;
+    }
   }
 
   __device__ static CopiedRows rows_of(const HeadRows& tensor, int batch, int head,
