@@ -169,8 +169,8 @@ class AttendBlock {
     });
     if (more) {
       copy_.start_listed(list_, fragment,
-                         CopiedRows{address_ + Config::kKeys + slot * Config::kFragmentBytes,
-                                    keys, p_.k.token_bytes});
+                         CopiedRows{address_ + Config::kKeys + slot * Config::kFragmentBytes, keys,
+                                    p_.k.token_bytes});
     }
     ptx::commit_copies();
     return more;

@@ -77,7 +77,7 @@ class FragmentCopy {
                              const CopiedRows& tensor) const {
     const int chunk = ptx::thread_index() % kRowThreads;
     const std::uint32_t to = tensor.to + swizzled<RowBytes>(row, chunk);
-#pragma unroll
+#pragma unroll 1
     for (int pass = 0; pass < 1 << kSteps; ++pass) {
       const bool valid = (fragment.valid >> (row + pass * kRows) & 1) != 0;
       const int offset = valid ? offset_ + further(pass) : 0;
@@ -102,8 +102,7 @@ class FragmentCopy {
       const std::int32_t token =
           valid ? from.first_token + offset_of(side_.segments[from.place & 7], from.slot) : 0;
       const auto copy = [&](const CopiedRows& tensor) {
-        const char* row_from =
-            ptx::advance(tensor.rows, token, tensor.token_bytes) + chunk * 16;
+        const char* row_from = ptx::advance(tensor.rows, token, tensor.token_bytes) + chunk * 16;
         const std::uint32_t to = tensor.to + swizzled<RowBytes>(row, chunk);
 #pragma unroll
         for (int c = 0; c < kChunks; ++c) {

@@ -77,18 +77,19 @@ class FragmentList {
         listed_(reinterpret_cast<ListedFragment*>(shared)) {}
 
   /// From the first fragment again; the next one comes after a barrier.
-  __device__ void restart() { scanned_ = count_ = end_ = at_ = 0; }
+  __device__ void restart() { scanned_ = counts_ = 0; }
 
   /// The next fragment of what `source` returns; false when there are no more. All threads of the
   /// block ask together.
   template <class Source>
   __device__ bool next(ListedFragment& fragment, Source&& source) {
-    if (at_ >= end_ && !refill(source())) return false;
-    if (at_ < count_) {
-      fragment = listed_[at_++];
+    if (at() >= end() && !refill(source())) return false;
+    if (at() < count()) {
+      fragment = listed_[at()];
+      counts_ += 1;
     } else {
-      fragment = gather(at_ - count_);
-      at_ += kTogether;
+      fragment = gather(at() - count());
+      counts_ += kTogether;
     }
     return true;
   }
@@ -103,16 +104,20 @@ class FragmentList {
     const int rank = row % kPiece;
     const auto low = static_cast<std::uint32_t>(from.valid);
     const int in_low = __popc(low);
-    result.slot = rank < in_low ? find_bit(low, rank)
-                                : 32 + find_bit(static_cast<std::uint32_t>(from.valid >> 32),
-                                                rank - in_low);
+    result.slot = rank < in_low
+                      ? find_bit(low, rank)
+                      : 32 + find_bit(static_cast<std::uint32_t>(from.valid >> 32), rank - in_low);
     return result;
   }
 
  private:
-  static_assert(Capacity == 32);  // a lane each
+  static_assert(Capacity == 32);       // a lane each
   static constexpr int kPiece = 16;    // slots
   static constexpr int kTogether = 4;  // pieces of a fragment
+
+  __device__ int at() const { return counts_ & 0xFF; }
+  __device__ int count() const { return counts_ >> 8 & 0xFF; }
+  __device__ int end() const { return counts_ >> 16; }
 
   /// Pieces lie at the end of the memory, the last one first.
   __device__ ListedFragment& piece(int index) const { return listed_[Capacity - 1 - index]; }
@@ -121,7 +126,7 @@ class FragmentList {
     ListedFragment result = {first, ListedFragment::kGathered, 0};
 #pragma unroll
     for (int u = 0; u < kTogether; ++u) {
-      if (count_ + first + u >= end_) break;
+      if (count() + first + u >= end()) break;
       const std::uint64_t rows = (std::uint64_t{1} << __popcll(piece(first + u).valid)) - 1;
       result.valid |= rows << (u * kPiece);
     }
@@ -131,10 +136,10 @@ class FragmentList {
   /// Every warp looks, so that each knows how far the list goes; the first one writes.
   __device__ bool refill(const ListSource& source) {
     __syncthreads();  // all have read the former list
-    at_ = count_ = end_ = 0;
-    while (scanned_ < fragments_ && end_ <= Capacity / 2) look(source);
+    counts_ = 0;
+    while (scanned_ < fragments_ && end() <= Capacity / 2) look(source);
     __syncthreads();
-    return end_ > 0;
+    return end() > 0;
   }
 
   /// Adds the next fragments of up to 1024 tiles: a lane has a word of the row, and then one of the
@@ -170,7 +175,7 @@ class FragmentList {
     const int tile = (first_word + holder) * 32 + find_bit(bits, rank - before);
     const int number = tile * parts + part - rank * parts;
 
-    const int room = Capacity - end_;
+    const int room = Capacity - end();
     uint4 entry = make_uint4(0, 0, 0, 0);
     if (rank < tiles && lane < room) {
       entry = __ldg(reinterpret_cast<const uint4*>(source.table + number));
@@ -191,9 +196,9 @@ class FragmentList {
     if (valid > 0 && (fit >> lane & 1) != 0 && threadIdx.x < 32) {
       ListedFragment fragment = ListedFragment::of(side_, number, entry);
       if (valid > 2 * kPiece) {
-        listed_[count_ + __popc(whole & below)] = fragment;
+        listed_[count() + __popc(whole & below)] = fragment;
       } else {
-        const int at = end_ - count_ + __popc(pieces & below) + __popc(second & below);
+        const int at = end() - count() + __popc(pieces & below) + __popc(second & below);
         if (valid > kPiece) {
           ListedFragment rest = fragment;
           fragment.valid = first_bits(fragment.valid);
@@ -203,8 +208,7 @@ class FragmentList {
         piece(at) = fragment;
       }
     }
-    count_ += __popc(whole);
-    end_ += __popc(whole) + __popc(pieces) + __popc(second);
+    counts_ += __popc(whole) << 8 | (__popc(whole) + __popc(pieces) + __popc(second)) << 16;
     if (left != 0) {
       scanned_ = __shfl_sync(~0U, number, __ffs(left) - 1);
     } else {
@@ -228,9 +232,9 @@ class FragmentList {
   int fragments_;
   ListedFragment* listed_;
   int scanned_ = 0;  // fragments looked at
-  int count_ = 0;    // in the list, that are no pieces
-  int end_ = 0;      // and with the pieces
-  int at_ = 0;       // of all these, handed out
+  // In the list: those that are no pieces, and these with the pieces, and how many of all have been
+  // handed out, a byte each; the inner loop lacks registers.
+  int counts_ = 0;
 };
 
 }  // namespace vidsparse::cuda::sm80

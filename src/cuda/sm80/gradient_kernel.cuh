@@ -33,9 +33,8 @@ class GradientBlock {
       : p_(parameters),
         shared_(shared),
         address_(ptx::shared_address(shared)),
-        own_(address_ + Config::kOwn + first_slot() * kRowBytes + first_row<kRowBytes>(lane_)),
-        columns_(address_ + Config::kOther + column_warp() * kColumns * kRowBytes +
-                 first_column<kRowBytes>(lane_)),
+        own_(own_rows(static_cast<int>(threadIdx.x))),
+        columns_(columns(static_cast<int>(threadIdx.x))),
         rows_((address_ + Config::kOther + first_row<kRowBytes>(lane_)) ^
               (Config::kExchanges ? column_warp() * kSumColumns * 2 : 0)),
         list_(p_.other, p_.per_tile, p_.other_fragments, shared + Config::kList),
@@ -185,17 +184,21 @@ class GradientBlock {
 
   /// One fragment's share, from the stage at `offset`.
   __device__ void add(int offset, std::uint64_t valid) {
-    const auto own = [this](int which) {
-      return [this, which](int k, int m, std::uint32_t(&rows)[4]) {
+    // Two registers that the inner loop lacks with 16 rows a warp.
+    const bool anew = kColumnWarps == 1;
+    const std::uint32_t own_at = anew ? own_rows(ptx::thread_index()) : own_;
+    const std::uint32_t columns_at = (anew ? columns(ptx::thread_index()) : columns_) + offset;
+    const auto own = [own_at](int which) {
+      return [own_at, which](int k, int m, std::uint32_t(&rows)[4]) {
         ptx::load_matrices(rows,
-                           (own_ ^ k * 32) + which * Config::kFragmentBytes + m * 16 * kRowBytes);
+                           (own_at ^ k * 32) + which * Config::kFragmentBytes + m * 16 * kRowBytes);
       };
     };
     const float* norms =
         reinterpret_cast<const float*>(shared_ + Config::kOther + offset + Config::kNorms) +
         column_warp() * kColumns + lane_ % 4 * 2;
     Scores weights;  // p
-    multiply_transposed<T, kD>(weights, own(0), columns_ + offset);
+    multiply_transposed<T, kD>(weights, own(0), columns_at);
     each_pair([&](int m, int i) {
       float2 norm = {norm_[2 * m + i / 2 % 2], norm_[2 * m + i / 2 % 2]};
       if constexpr (Config::kByKey) {
@@ -219,7 +222,7 @@ class GradientBlock {
       add_weighted(packed(weights), offset);
     }
     Scores d_scores;
-    multiply_transposed<T, kD>(d_scores, own(1), columns_ + offset + Config::kFragmentBytes);
+    multiply_transposed<T, kD>(d_scores, own(1), columns_at + Config::kFragmentBytes);
     each_pair([&](int m, int i) {
       float2 delta = {delta_[2 * m + i / 2 % 2], delta_[2 * m + i / 2 % 2]};
       if constexpr (Config::kByKey) {
@@ -238,6 +241,16 @@ class GradientBlock {
       multiply_added<T, kD, kColumns / 16>(d_scores_, packed(d_scores),
                                            rows_ + offset + column_warp() * kColumns * kRowBytes);
     }
+  }
+
+  // Lane addresses, see products.cuh.
+  __device__ std::uint32_t own_rows(int thread) const {
+    const int slot = thread / (32 * kColumnWarps) * (16 * kRowTiles);
+    return address_ + Config::kOwn + slot * kRowBytes + first_row<kRowBytes>(thread % 32);
+  }
+  __device__ std::uint32_t columns(int thread) const {
+    const int column = thread / 32 % kColumnWarps * kColumns;
+    return address_ + Config::kOther + column * kRowBytes + first_column<kRowBytes>(thread % 32);
   }
 
   template <class Visit>
