@@ -168,10 +168,14 @@ TEST(CudaSide, EdgeBoxesHoldAllTokensOfTheirFragments) {
         const EdgeBox& box = edges.boxes[found];
         const std::vector<std::int32_t> tokens = tokens_in(box, fragment);
         std::vector<std::int32_t> valid;
-        for (std::int32_t slot = 0; slot < 32; ++slot) {
-          if ((box.valid_slots(fragment) >> slot & 1) == 0) continue;
+        const Fragment ordered = edges.ordered(fragment);
+        for (std::int32_t slot = 0; slot < kFragment; ++slot) {
+          const bool there = (ordered.valid_slots() >> slot & 1) != 0;
+          ASSERT_EQ(ordered.token(slot) >= 0, there);
+          if (!there) continue;
           ASSERT_LT(slot, box.units() * EdgeBox::kUnit);
-          valid.push_back(tokens[static_cast<std::size_t>(slot)]);
+          ASSERT_EQ(ordered.token(slot), tokens[static_cast<std::size_t>(slot)]);
+          valid.push_back(ordered.token(slot));
         }
         std::vector<std::int32_t> expected;
         for (std::int32_t slot = 0; slot < kFragment; ++slot) {

@@ -4,7 +4,10 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+#include <array>
 #include <tuple>
+#include <utility>
 
 #include "errors.hpp"
 #include "plans.hpp"
@@ -24,14 +27,14 @@ std::int64_t make_plan(Ints query, Ints key, Ints sizes, std::int64_t device_kin
     options.device = decode_device(device_kind, device_index);
     options.backend = backend;
     options.parallel = torch_threads();
-    return add_plan(Plan(decode_problem(query, key, sizes), options));
+    return plans().add(Plan(decode_problem(query, key, sizes), options));
   });
 }
 
-void free_plan(std::int64_t handle) { remove_plan(handle); }
+void free_plan(std::int64_t handle) { plans().remove(handle); }
 
 std::string plan_detail(std::int64_t handle) {
-  return translated([&] { return find_plan(handle)->backend_detail(); });
+  return translated([&] { return plans().find(handle)->backend_detail(); });
 }
 
 std::string lines(const std::vector<BackendInfo>& list) {
@@ -102,7 +105,7 @@ void pool(std::int64_t handle, std::int64_t stream, OptionalTensor q, OptionalTe
           OptionalTensor v, OptionalTensor query_lengths, OptionalTensor key_lengths,
           OptionalTensor qc, OptionalTensor kc, OptionalTensor vc) {
   translated([&] {
-    const auto plan = find_plan(handle);
+    const auto plan = plans().find(handle);
     PoolArgs args;
     args.q = view("q", q);
     args.k = view("k", k);
@@ -121,7 +124,7 @@ void select(std::int64_t handle, std::int64_t stream, Tensor qc, Tensor kc, Opti
             bool compete, OptionalTensor always, double scale, Tensor mask, OptionalTensor oc,
             OptionalTensor coarse_max, OptionalTensor coarse_sum) {
   translated([&] {
-    const auto plan = find_plan(handle);
+    const auto plan = plans().find(handle);
     SelectArgs args;
     args.qc = view("qc", qc);
     args.kc = view("kc", kc);
@@ -142,7 +145,7 @@ void attend(std::int64_t handle, std::int64_t stream, Tensor q, Tensor k, Tensor
             std::optional<double> gate_value, OptionalTensor gate, OptionalTensor oc, Tensor out,
             OptionalTensor lse) {
   translated([&] {
-    const auto plan = find_plan(handle);
+    const auto plan = plans().find(handle);
     AttendArgs args;
     args.q = view("q", q);
     args.k = view("k", k);
@@ -162,45 +165,103 @@ void attend(std::int64_t handle, std::int64_t stream, Tensor q, Tensor k, Tensor
 using Kept =
     std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor>;
 
+struct Wanted {
+  bool lse;
+  bool mask;
+  bool coarse;  // oc, coarse_max and coarse_sum
+};
+
+// Allocates what is wanted and completes `args`, which lack it, q, k, v and out.
+Kept run_forward(const Plan& plan, std::int64_t stream, const Tensor& q, const Tensor& k,
+                 const Tensor& v, const Tensor& out, const Wanted& wanted, ForwardArgs args) {
+  const Problem& problem = plan.problem();
+  const MaskShape shape = plan.mask_shape();
+  const std::int32_t acc =
+      problem.dtype == DType::f64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
+  OptionalTensor lse, mask, oc, coarse_max, coarse_sum;
+  if (wanted.lse) {
+    lse = empty(q, {shape.batch, shape.heads, plan.query_layout().tokens()}, acc);
+  }
+  if (wanted.mask) {
+    mask = empty(q, {shape.batch, shape.heads, shape.query_tiles, shape.row_words()},
+                 aoti_torch_dtype_int64());
+  }
+  if (wanted.coarse) {
+    oc = empty(q, {shape.batch, shape.heads, shape.query_tiles, problem.head_dim}, acc);
+    coarse_max = empty(q, {shape.batch, shape.heads, shape.query_tiles}, acc);
+    coarse_sum = empty(q, {shape.batch, shape.heads, shape.query_tiles}, acc);
+  }
+  args.q = view("q", q);
+  args.k = view("k", k);
+  args.v = view("v", v);
+  args.out = view("out", out);
+  args.lse = view("lse", lse);
+  args.mask = mask_view("mask", mask, shape.key_tiles);
+  args.oc = view("oc", oc);
+  args.coarse_max = view("coarse_max", coarse_max);
+  args.coarse_sum = view("coarse_sum", coarse_sum);
+  run(&Plan::forward, plan, args, q, stream);
+  return {lse, mask, oc, coarse_max, coarse_sum};
+}
+
 Kept forward(std::int64_t handle, std::int64_t stream, Tensor q, Tensor k, Tensor v,
              OptionalTensor query_lengths, OptionalTensor key_lengths, std::int64_t top_k,
              bool compete, OptionalTensor always, double scale, std::optional<double> gate_value,
              OptionalTensor gate, Tensor out, bool want_lse, bool want_mask, bool want_coarse) {
   return translated([&] {
-    const auto plan = find_plan(handle);
-    const Problem& problem = plan->problem();
-    const MaskShape shape = plan->mask_shape();
-    const std::int32_t acc =
-        problem.dtype == DType::f64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
-    OptionalTensor lse, mask, oc, coarse_max, coarse_sum;
-    if (want_lse) {
-      lse = empty(q, {shape.batch, shape.heads, plan->query_layout().tokens()}, acc);
-    }
-    if (want_mask) {
-      mask = empty(q, {shape.batch, shape.heads, shape.query_tiles, shape.row_words()},
-                   aoti_torch_dtype_int64());
-    }
-    if (want_coarse) {
-      oc = empty(q, {shape.batch, shape.heads, shape.query_tiles, problem.head_dim}, acc);
-      coarse_max = empty(q, {shape.batch, shape.heads, shape.query_tiles}, acc);
-      coarse_sum = empty(q, {shape.batch, shape.heads, shape.query_tiles}, acc);
-    }
+    const auto plan = plans().find(handle);
     ForwardArgs args;
-    args.q = view("q", q);
-    args.k = view("k", k);
-    args.v = view("v", v);
     args.lengths = lengths_of(query_lengths, key_lengths);
     args.selection = selection_of(*plan, top_k, compete, always);
     args.scale = scale;
     args.gate = gate_of(gate_value, gate);
-    args.out = view("out", out);
-    args.lse = view("lse", lse);
-    args.mask = mask_view("mask", mask, shape.key_tiles);
-    args.oc = view("oc", oc);
-    args.coarse_max = view("coarse_max", coarse_max);
-    args.coarse_sum = view("coarse_sum", coarse_sum);
-    run(&Plan::forward, *plan, args, q, stream);
-    return Kept(lse, mask, oc, coarse_max, coarse_sum);
+    return run_forward(*plan, stream, q, k, v, out, {want_lse, want_mask, want_coarse}, args);
+  });
+}
+
+// A forward with all but its tensors fixed: what recurs is said once, since each argument of an
+// operator costs the host some 0.1 us a call.
+struct BoundForward {
+  std::shared_ptr<const Plan> plan;
+  ForwardArgs args;  // without tensors
+  std::array<std::int64_t, 4> out_strides;
+  Wanted wanted;
+};
+
+Registry<BoundForward>& calls() {
+  // Never destroyed, as the plans' is.
+  static auto* const instance = new Registry<BoundForward>("call");
+  return *instance;
+}
+
+std::int64_t bind_forward(std::int64_t handle, std::int64_t top_k, bool compete, double scale,
+                          std::optional<double> gate_value, Ints out_strides, bool want_lse,
+                          bool want_mask, bool want_coarse) {
+  return translated([&] {
+    if (out_strides.size() != 4) refuse("out_strides", "4", std::to_string(out_strides.size()));
+    BoundForward call;
+    call.plan = plans().find(handle);
+    call.args.selection = selection_of(*call.plan, top_k, compete, {});
+    call.args.scale = scale;
+    call.args.gate = gate_of(gate_value, {});
+    std::copy(out_strides.begin(), out_strides.end(), call.out_strides.begin());
+    call.wanted = {want_lse, want_mask, want_coarse};
+    return calls().add(std::move(call));
+  });
+}
+
+void free_call(std::int64_t call) { calls().remove(call); }
+
+std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor>
+bound_forward(std::int64_t handle, std::int64_t stream, Tensor q, Tensor k, Tensor v,
+              OptionalTensor gate) {
+  return translated([&] {
+    const auto call = calls().find(handle);
+    const Tensor out = empty_like(q, call->out_strides);
+    ForwardArgs args = call->args;
+    if (gate) args.gate = TensorView(view("gate", *gate));
+    const Kept kept = run_forward(*call->plan, stream, q, k, v, out, call->wanted, args);
+    return std::tuple_cat(std::tuple(out), kept);
   });
 }
 
@@ -210,7 +271,7 @@ void backward(std::int64_t handle, std::int64_t stream, Tensor q, Tensor k, Tens
               OptionalTensor oc, OptionalTensor coarse_max, OptionalTensor coarse_sum, Tensor dout,
               OptionalTensor dlse, Tensor dq, Tensor dk, Tensor dv, OptionalTensor dgate) {
   translated([&] {
-    const auto plan = find_plan(handle);
+    const auto plan = plans().find(handle);
     BackwardArgs args;
     args.q = view("q", q);
     args.k = view("k", k);
@@ -265,6 +326,14 @@ STABLE_TORCH_LIBRARY(vidsparse_native, library) {
       "bool want_coarse) -> (Tensor? lse, Tensor? mask, Tensor? oc, Tensor? coarse_max, "
       "Tensor? coarse_sum)");
   library.def(
+      "bind_forward(int plan, int top_k, bool compete, float scale, float? gate_value, "
+      "int[] out_strides, bool want_lse, bool want_mask, bool want_coarse) -> int");
+  library.def("free_call(int call) -> ()");
+  library.def(
+      "bound_forward(int call, int stream, Tensor q, Tensor k, Tensor v, Tensor? gate) -> "
+      "(Tensor out, Tensor? lse, Tensor? mask, Tensor? oc, Tensor? coarse_max, "
+      "Tensor? coarse_sum)");
+  library.def(
       "backward(int plan, int stream, Tensor q, Tensor k, Tensor v, Tensor? query_lengths, "
       "Tensor? key_lengths, float scale, Tensor mask, float? gate_value, Tensor? gate, "
       "Tensor out, Tensor lse, Tensor? oc, Tensor? coarse_max, Tensor? coarse_sum, Tensor dout, "
@@ -283,6 +352,9 @@ STABLE_TORCH_LIBRARY_IMPL(vidsparse_native, CompositeExplicitAutograd, library) 
   library.impl("select", TORCH_BOX(&select));
   library.impl("attend", TORCH_BOX(&attend));
   library.impl("forward", TORCH_BOX(&forward));
+  library.impl("bind_forward", TORCH_BOX(&bind_forward));
+  library.impl("free_call", TORCH_BOX(&free_call));
+  library.impl("bound_forward", TORCH_BOX(&bound_forward));
   library.impl("backward", TORCH_BOX(&backward));
 }
 

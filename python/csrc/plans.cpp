@@ -4,29 +4,11 @@
 
 #include <algorithm>
 #include <atomic>
-#include <mutex>
-#include <shared_mutex>
-#include <unordered_map>
 #include <utility>
 
 #include "errors.hpp"
 
 namespace vidsparse::torch_ops {
-namespace {
-
-struct Registry {
-  std::shared_mutex mutex;
-  std::unordered_map<std::int64_t, std::shared_ptr<const Plan>> plans;
-  std::int64_t last = 0;
-};
-
-Registry& registry() {
-  // Never destroyed: Python may drop its last plan after static destructors have run.
-  static Registry* const instance = new Registry;
-  return *instance;
-}
-
-}  // namespace
 
 Sequence decode_sequence(const std::vector<std::int64_t>& code) {
   if (code.size() % 4 != 0) {
@@ -64,25 +46,10 @@ Device decode_device(std::int64_t kind, std::int64_t index) {
   return {kind == 0 ? Device::Kind::cpu : Device::Kind::cuda, static_cast<int>(index)};
 }
 
-std::int64_t add_plan(Plan plan) {
-  auto shared = std::make_shared<const Plan>(std::move(plan));
-  const std::unique_lock lock(registry().mutex);
-  registry().plans.emplace(++registry().last, std::move(shared));
-  return registry().last;
-}
-
-void remove_plan(std::int64_t handle) {
-  const std::unique_lock lock(registry().mutex);
-  registry().plans.erase(handle);
-}
-
-std::shared_ptr<const Plan> find_plan(std::int64_t handle) {
-  const std::shared_lock lock(registry().mutex);
-  const auto found = registry().plans.find(handle);
-  if (found == registry().plans.end()) {
-    refuse("plan", "a plan's handle", std::to_string(handle));
-  }
-  return found->second;
+Registry<Plan>& plans() {
+  // Never destroyed: Python may drop its last plan after static destructors have run.
+  static auto* const instance = new Registry<Plan>("plan");
+  return *instance;
 }
 
 ParallelFor torch_threads() {

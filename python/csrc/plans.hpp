@@ -1,10 +1,10 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <vector>
 
+#include "registry.hpp"
 #include "vidsparse/plan.hpp"
 
 namespace vidsparse::torch_ops {
@@ -18,10 +18,7 @@ Problem decode_problem(const std::vector<std::int64_t>& query, const std::vector
 
 Device decode_device(std::int64_t kind, std::int64_t index);
 
-/// Plans by handle, so that a stale one is an error and not a crash.
-std::int64_t add_plan(Plan plan);
-void remove_plan(std::int64_t handle);
-std::shared_ptr<const Plan> find_plan(std::int64_t handle);
+Registry<Plan>& plans();
 
 /// torch's own threads, handed out one task at a time, since tiles differ in work.
 ParallelFor torch_threads();

@@ -30,6 +30,19 @@ DType dtype_of(const char* name, ScalarType type) {
   }
 }
 
+torch::stable::Tensor empty_on(const torch::stable::Tensor& like, std::int64_t rank,
+                               const std::int64_t* sizes, const std::int64_t* strides,
+                               std::int32_t dtype) {
+  std::int32_t device_type = 0;
+  std::int32_t device_index = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(rank, sizes, strides, dtype, device_type, device_index, &handle));
+  return torch::stable::Tensor(handle);
+}
+
 }  // namespace
 
 torch::stable::Tensor empty(const torch::stable::Tensor& like,
@@ -40,15 +53,16 @@ torch::stable::Tensor empty(const torch::stable::Tensor& like,
     strides[i] = stride;
     stride *= std::max<std::int64_t>(sizes.begin()[i], 1);
   }
-  std::int32_t device_type = 0;
-  std::int32_t device_index = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()),
-                                                  sizes.begin(), strides.data(), dtype, device_type,
-                                                  device_index, &handle));
-  return torch::stable::Tensor(handle);
+  return empty_on(like, static_cast<std::int64_t>(sizes.size()), sizes.begin(), strides.data(),
+                  dtype);
+}
+
+torch::stable::Tensor empty_like(const torch::stable::Tensor& like,
+                                 const std::array<std::int64_t, 4>& strides) {
+  if (like.dim() != 4) refuse("q", "4 dimensions", std::to_string(like.dim()));
+  std::int32_t dtype = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  return empty_on(like, 4, like.sizes().data(), strides.data(), dtype);
 }
 
 TensorRef view(const char* name, const torch::stable::Tensor& tensor) {

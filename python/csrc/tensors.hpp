@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <array>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
@@ -18,6 +19,10 @@ using OptionalTensor = std::optional<torch::stable::Tensor>;
 /// torch::stable::new_empty does the same by way of the dispatcher, which takes the host longer.
 torch::stable::Tensor empty(const torch::stable::Tensor& like,
                             std::initializer_list<std::int64_t> sizes, std::int32_t dtype);
+
+/// An uninitialised tensor of the shape, dtype and device of `like`, which has 4 dimensions.
+torch::stable::Tensor empty_like(const torch::stable::Tensor& like,
+                                 const std::array<std::int64_t, 4>& strides);
 
 /// Views of torch tensors; they live as long as the tensor. A missing tensor is an absent view.
 /// `name` is the argument's, for the error where dtype or rank are none of ours.

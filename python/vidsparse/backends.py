@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -32,6 +33,11 @@ Gate: TypeAlias = Tensor | float | None  # tensor: [B, Sq, H, D] in the problem'
 PrefixMode: TypeAlias = Literal["exempt", "compete"]
 # What a forward gives besides out: lse, mask, oc, coarse_max, coarse_sum; None where not wanted.
 Kept: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+Results: TypeAlias = tuple[  # out and Kept
+    Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None
+]
+# A forward of which all but q, k, v and a gate tensor is fixed.
+Forward: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None], Results]
 
 
 class Verdict(NamedTuple):
@@ -184,6 +190,30 @@ class Kernels(ABC):
         )
         self.forward(q, k, v, lengths, selection, scale, gate, out, *kept)
         return kept
+
+    def bind_forward(
+        self,
+        q: Tensor,  # [B, Sq, H, D]: the calls' has its strides
+        selection: Selection,  # without `always`
+        scale: float,
+        gate_value: float | None,  # where calls have no gate tensor
+        want_lse: bool,
+        want_mask: bool,
+        want_coarse: bool,
+    ) -> Forward:
+        """`forward_keeping` into an `out` of its own, with q's order in memory and without lengths,
+        for calls that recur: what can be done ahead of them is done here."""
+
+        def forward(q, k, v, gate):
+            out = torch.empty_like(q)
+            any_gate = gate_value if gate is None else gate
+            kept = self.forward_keeping(
+                q, k, v, Lengths(), selection, scale, any_gate, out, want_lse, want_mask,
+                want_coarse,
+            )  # fmt: skip
+            return out, *kept
+
+        return forward
 
     @abstractmethod
     def backward(

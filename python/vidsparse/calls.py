@@ -6,7 +6,6 @@ A fused qkv [B, S, 3, H, D] is passed as q, with k and v None; its gradient is o
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Hashable
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from .backends import Gate, Kept, Lengths, Selection
+from .backends import Forward, Gate, Lengths, Results, Selection
 from .errors import refuse
 from .prepared import LENGTHS, Memory, Prepared, Shape, describe, prepare, surroundings
 from .sequence import Sequence
@@ -53,6 +52,7 @@ class Bound(NamedTuple):
     want_lse: bool
     want_mask: bool
     keep: bool  # all that backward needs
+    forward: Forward | None = None  # of a call that is remembered: the kernels bound to all of it
 
 
 def unfuse(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,10 +99,12 @@ def bind(
 
 def run_forward(
     q: Tensor, k: Tensor | None, v: Tensor | None, gate: Tensor | None, bound: Bound
-) -> tuple[Tensor, Kept]:
+) -> Results:
     """The whole op, or attention alone over a mask: [B, Sq, H, D], and what is wanted besides."""
     q, k, v = unfuse(q, k, v)
-    prepared, lengths, selection, mask, scale, gate_value, want_lse, want_mask, keep = bound
+    if bound.forward is not None:
+        return bound.forward(q, k, v, gate)
+    prepared, lengths, selection, mask, scale, gate_value, want_lse, want_mask, keep, _ = bound
     out = torch.empty_like(q)
     if selection is None:
         assert mask is not None
@@ -110,13 +112,13 @@ def run_forward(
         if keep or want_lse:
             lse = q.new_empty(prepared.token_rows, dtype=prepared.accumulator)
         prepared.kernels.attend(q, k, v, lengths, scale, mask, None, None, out, lse)
-        return out, (lse, None, None, None, None)
+        return out, lse, None, None, None, None
     any_gate = gate_value if gate is None else gate
     kept = prepared.kernels.forward_keeping(
         q, k, v, lengths, selection, scale, any_gate, out, keep or want_lse, keep or want_mask,
         keep and any_gate is not None,
     )  # fmt: skip
-    return out, kept
+    return out, *kept
 
 
 def _readable(dout: Tensor) -> bool:
@@ -174,7 +176,7 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, gate, bound: Bound):
-        out, (lse, mask, *coarse) = run_forward(q, k, v, gate, bound)
+        out, lse, mask, *coarse = run_forward(q, k, v, gate, bound)
         kept_mask = mask if bound.mask is None else bound.mask
         ctx.save_for_backward(q, k, v, gate, *bound.lengths, kept_mask, out, lse, *coarse)
         ctx.bound = bound
@@ -199,15 +201,19 @@ class _Forward(torch.autograd.Function):
         return *gradients, None
 
 
+# What Function.apply calls where no function transform is active, after 3 us of its own; that one
+# itself where a torch should have no such base.
+_apply = getattr(super(torch.autograd.Function, _Forward), "apply", _Forward.apply)
+
 def run(
     q: Tensor, k: Tensor | None, v: Tensor | None, gate: Tensor | None, bound: Bound
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """out, lse, mask, with autograd; what was not asked for may be anything."""
     if bound.keep or forward_ad._current_level >= 0:  # it refuses forward-mode derivatives
-        results = _Forward.apply(q, k, v, gate, bound)
+        transformed = torch._C._are_functorch_transforms_active()
+        results = (_Forward.apply if transformed else _apply)(q, k, v, gate, bound)
         return results if bound.want_lse or bound.want_mask else (results, None, None)
-    out, (lse, mask, *_) = run_forward(q, k, v, gate, bound)
-    return out, lse, mask
+    return run_forward(q, k, v, gate, bound)[:3]
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
@@ -240,20 +246,21 @@ _seen = Memory[Bound]()
 _VALUES = frozenset((int, float, bool, str, tuple, torch.Size, Sequence, type(None)))
 
 
-def seen_key(
+def look_up(
     q: Tensor, k: Tensor | None, v: Tensor | None, gate: Gate, static: tuple[Hashable, ...]
-) -> tuple | None:
-    """What a call is recognised by: `static`, all its arguments that are not differentiable, and
-    its tensors but for their data. None for a call that is looked at each time: traced, under
-    autocast, with numbers in tensors, with arguments that can change or are wrong."""
+) -> tuple[tuple | None, Bound | None]:
+    """What a call is recognised by, and the call that was remembered by it. The key is `static`,
+    all its arguments that are not differentiable, and its tensors but for their data; None for a
+    call that is looked at each time: traced, under autocast, with numbers in tensors, with
+    arguments that can change or are wrong."""
     gate_tensor = gate if isinstance(gate, Tensor) else None
     if q is None or not is_plain(q, k, v, gate_tensor):
-        return None
+        return None, None
     if not _VALUES.issuperset(map(type, static)):
-        return None
+        return None, None
     on_gpu = q.is_cuda
     if torch.is_autocast_enabled("cuda" if on_gpu else "cpu"):
-        return None
+        return None, None
     front = (
         static, surroundings(on_gpu), keeps(q, k, v, gate_tensor),
         q.shape, q.stride(), q.dtype, q.device,
@@ -261,21 +268,25 @@ def seen_key(
     rest: tuple = ()
     if k is not None and v is not None:
         rest = (k.shape, k.stride(), k.dtype, k.device, v.shape, v.stride(), v.dtype, v.device)
-    if gate_tensor is None:
-        return (*front, *rest, gate)
-    facts = gate_tensor.shape, gate_tensor.stride(), gate_tensor.dtype, gate_tensor.device
-    return (*front, *rest, *facts)
-
-
-def seen(key: tuple | None) -> Bound | None:
-    """The call that was remembered by this key."""
+    last: tuple = (gate,)
+    if gate_tensor is not None:
+        last = (gate_tensor.shape, gate_tensor.stride(), gate_tensor.dtype, gate_tensor.device)
+    key = (*front, *rest, *last)
     try:
-        return None if key is None else _seen.get(key)
+        return key, _seen.get(key)
     except TypeError:  # an argument without a hash, like a list
-        return None
+        return None, None
 
 
-def remember_call(key: tuple | None, bound: Bound) -> None:
-    if key is not None:
-        with contextlib.suppress(TypeError):
-            _seen.put(key, bound)
+def remember(
+    key: tuple, q: Tensor, k: Tensor | None, v: Tensor | None, gate: Tensor | None, bound: Bound
+) -> Bound:
+    """A call of video_sparse_attention without run-time lengths and tiles that are always kept."""
+    assert bound.selection is not None
+    keep = bound.keep
+    gated = gate is not None or bound.gate_value is not None
+    forward = bound.prepared.kernels.bind_forward(
+        unfuse(q, k, v)[0], bound.selection, bound.scale, bound.gate_value, keep or bound.want_lse,
+        keep or bound.want_mask, keep and gated,
+    )  # fmt: skip
+    return _seen.put(key, bound._replace(forward=forward))

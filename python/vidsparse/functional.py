@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import ops, stages
 from .backends import Gate, PrefixMode
-from .calls import Options, run, seen, seen_key
+from .calls import Options, look_up, run
 from .errors import refuse
 from .masks import Mask, as_bitmap, without_tail
 from .prepared import LENGTHS, Shape, count_tokens
@@ -82,8 +82,7 @@ def video_sparse_attention(
             grid, query, key, tile, sparsity, top_k, scale, prefix, prefix_mode, kv_grid, layout,
             return_lse, return_selection, backend,
         )  # fmt: skip
-        call_key = seen_key(q, k, v, gate, static)
-        bound = seen(call_key)
+        call_key, bound = look_up(q, k, v, gate, static)
         if bound is not None:
             results = run(q, k, v, gate if isinstance(gate, Tensor) else None, bound)
             return _asked(results, return_lse, return_selection)
@@ -125,8 +124,7 @@ def video_sparse_attention_qkvpacked(
             grid, query, tile, sparsity, top_k, scale, prefix, prefix_mode, layout, return_lse,
             return_selection, backend,
         )  # fmt: skip
-        call_key = seen_key(qkv, None, None, gate, static)
-        bound = seen(call_key)
+        call_key, bound = look_up(qkv, None, None, gate, static)
         if bound is not None:
             results = run(qkv, None, None, gate if isinstance(gate, Tensor) else None, bound)
             return _asked(results, return_lse, return_selection)

@@ -13,7 +13,17 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from .backends import Backend, Gate, Kept, Kernels, Lengths, Problem, Selection, Verdict
+from .backends import (
+    Backend,
+    Forward,
+    Gate,
+    Kept,
+    Kernels,
+    Lengths,
+    Problem,
+    Selection,
+    Verdict,
+)
 from .errors import ArgumentError, UnsupportedError
 
 _FILE = {"win32": "vidsparse_torch.dll", "darwin": "libvidsparse_torch.dylib"}
@@ -118,6 +128,26 @@ class NativeKernels(Kernels):
             selection.prefix_mode == "compete", selection.always, scale, *_split(gate), out,
             want_lse, want_mask, want_coarse,
         )  # fmt: skip
+
+    def bind_forward(
+        self, q, selection: Selection, scale, gate_value, want_lse, want_mask, want_coarse
+    ) -> Forward:
+        ops = torch.ops.vidsparse_native
+        call = ops.bind_forward(
+            self._plan, selection.top_k, selection.prefix_mode == "compete", scale, gate_value,
+            torch.empty_like(q).stride(), want_lse, want_mask, want_coarse,
+        )  # fmt: skip
+        operator, index = ops.bound_forward.default, self._index
+
+        def forward(q, k, v, gate):
+            try:
+                stream = 0 if index is None else torch._C._cuda_getCurrentRawStream(index)
+                return operator(call, stream, q, k, v, gate)
+            except RuntimeError as error:
+                translate(error)
+
+        weakref.finalize(forward, ops.free_call, call)
+        return forward
 
     def backward(
         self, q, k, v, lengths: Lengths, scale, mask, gate: Gate, out, lse, oc, coarse_max,

@@ -14,7 +14,7 @@ from .calls import (
     bind,
     is_plain,
     keeps,
-    remember_call,
+    remember,
     run,
     run_backward,
     run_forward,
@@ -51,7 +51,7 @@ def _forward_operator(
         Shape(tuple(query), tuple(key), tuple(tile)), query_lengths, key_lengths, mask, always,
         sparsity, top_k, compete, scale, gate_value, backend, want_lse, want_mask,
     )  # fmt: skip
-    out, kept = run_forward(q, k, v, gate, bind(q, k, v, gate, options, keep))
+    out, *kept = run_forward(q, k, v, gate, bind(q, k, v, gate, options, keep))
     return out, *(q.new_empty(0) if x is None else x for x in kept)
 
 
@@ -175,7 +175,8 @@ def forward(
     keep = keeps(q, k, v, gate)
     if is_plain(q, k, v, gate):
         bound = bind(q, k, v, gate, options, keep)
-        remember_call(key, bound)
+        if key is not None:
+            bound = remember(key, q, k, v, gate, bound)
         return run(q, k, v, gate, bound)
     return torch.ops.vidsparse.forward(
         q, k, v, gate, options.query_lengths, options.key_lengths, options.mask, *options.shape,

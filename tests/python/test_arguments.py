@@ -176,11 +176,13 @@ def test_life_goes_on_after_errors():
     assert vidsparse.video_sparse_attention(q, k, v, grid=GRID, sparsity=0.5).isfinite().all()
 
 
-def test_stale_plan_handle_is_an_error():
+def test_stale_handle_is_an_error():
     if vidsparse.info().library is None:
         pytest.skip("needs the compiled library")
     with pytest.raises(RuntimeError, match="plan: expected a plan's handle, got -1"):
         torch.ops.vidsparse_native.plan_detail(-1)
+    with pytest.raises(RuntimeError, match="call: expected a call's handle, got -1"):
+        torch.ops.vidsparse_native.bound_forward(-1, 0, *tensors(), None)
 
 
 @pytest.mark.gpu

@@ -66,6 +66,34 @@ def test_only_the_first_call_is_checked(monkeypatch):
     assert torch.equal(first, again)
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 1, 3), (1, 2, 0, 3), (2, 1, 0, 3)])
+def test_outputs_have_the_order_of_q_in_memory(order):
+    shape = 2, 160, 3, 32
+    dense = torch.randn([shape[i] for i in order]).permute([order.index(i) for i in range(4)])
+    gapped = torch.randn(*shape[:3], 2 * shape[3])[..., : shape[3]]
+    for q in (dense, gapped):
+        for _ in range(2):  # checked, then remembered
+            out = vidsparse.video_sparse_attention(q, q, q, grid=GRID, top_k=1)
+            assert out.stride() == torch.empty_like(q).stride()
+
+
+def test_function_transforms():
+    """Refused, even of a remembered call; a tensor that left one is a tensor like any other."""
+    q, k, v = (torch.randn(1, 160, 2, 64, requires_grad=i > 0) for i in range(3))
+
+    def loss(x):
+        return vidsparse.video_sparse_attention(x, k, v, grid=GRID, top_k=1).square().sum()
+
+    expected = torch.autograd.grad(loss(q), (k, v))
+    with pytest.raises(RuntimeError, match="functorch transforms"):
+        torch.func.grad(loss)(q)
+    left = []
+    torch.func.grad(lambda x: left.append(x) or x.sum())(q)
+    for _ in range(2):
+        got = torch.autograd.grad(loss(left[0]), (k, v))
+        torch.testing.assert_close(got, expected, atol=0, rtol=0)
+
+
 class Number(torch.Tensor):
     """A subclass, which may be anybody's."""
 

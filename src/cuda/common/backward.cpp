@@ -38,7 +38,7 @@ BackwardParts take_backward_parts(core::Arena& arena, const Context& context,
 }
 
 void begin_backward(const Context& context, const BackwardArgs& args, const BackwardParts& parts,
-                    cudaStream_t stream) {
+                    cudaStream_t stream, const EdgeBoxes& edges) {
   require_aligned_rows("dq", args.dq);
   require_aligned_rows("dk", args.dk);
   require_aligned_rows("dv", args.dv);
@@ -46,7 +46,7 @@ void begin_backward(const Context& context, const BackwardArgs& args, const Back
   require_aligned_rows("dout", args.dout);
   if (args.gate.is_tensor()) require_aligned_rows("gate", args.gate.tensor());
   if (args.dgate) require_aligned_rows("dgate", args.dgate);
-  prepare_rows(context, args, parts, stream);
+  prepare_rows(context, args, parts, stream, edges);
   transpose_mask(args.mask, parts.by_key, stream);
   if (args.gate.is_none()) return;
   pool(context, parts.pool, stream);

@@ -14,7 +14,7 @@ struct BackwardParts {
   /// without a weight (a pad, or a row of lse = -inf) has delta 0 and an infinite lse: +inf where
   /// loads by a box find zeros, -inf where memory may hold anything.
   float* rows = nullptr;
-  /// [B, H, query fragments]; valid: the slots that have weights.
+  /// [B, H, query fragments]; valid: the slots that have weights. With edge boxes see prepare_rows.
   KeyFragment* queries = nullptr;
   /// [key_batches, key fragments], which the passes fill.
   KeyFragment* keys = nullptr;
@@ -39,15 +39,19 @@ void prepare_coarse_backward(const Context& context);
 
 /// All that comes before the passes, dgate included: pool, prepare and coarse backward with a gate,
 /// prepare alone without, and the transposed mask. Rows of out, dout, gate and of all gradients
-/// must be aligned to 16 bytes; throws Error naming the one that is not, before any launch.
+/// must be aligned to 16 bytes; throws Error naming the one that is not, before any launch. `edges`
+/// of the queries: see prepare_rows.
 void begin_backward(const Context& context, const BackwardArgs& args, const BackwardParts& parts,
-                    cudaStream_t stream);
+                    cudaStream_t stream, const EdgeBoxes& edges = {});
 
 // The steps one by one.
 
-/// Fills rows, queries and dgate; with a gate d_oc and coarse_rows.
+/// Fills rows, queries and dgate; with a gate d_oc and coarse_rows. Fragments that fit one of
+/// `edges` have their rows in its order (EdgeBoxes::ordered), and are described by it in `queries`;
+/// where there are any, `valid` of other fragments tells only whether none, some or all slots have
+/// weights.
 void prepare_rows(const Context& context, const BackwardArgs& args, const BackwardParts& parts,
-                  cudaStream_t stream);
+                  cudaStream_t stream, const EdgeBoxes& edges);
 /// From the pooled tensors, d_oc and coarse_rows: dqc, dkc and dvc.
 void coarse_backward(const Context& context, const BackwardArgs& args, const BackwardParts& parts,
                      cudaStream_t stream);

@@ -25,16 +25,9 @@ struct EdgeBox {
     return fragment.segment == segment && fragment.extent.t <= 1 << log_t &&
            fragment.extent.h <= 1 << log_h && fragment.extent.w <= 1 << log_w;
   }
-
-  /// Bit s: slot s of the box, (dt * sides.h + dh) * sides.w + dw, is valid.
-  constexpr std::uint32_t valid_slots(Fragment fragment) const {
-    fragment.log_h = log_h;
-    fragment.log_w = log_w;
-    return static_cast<std::uint32_t>(fragment.valid_slots());
-  }
 };
 
-/// Those of a side.
+/// Those of a side, the smallest first.
 struct EdgeBoxes {
   static constexpr std::int32_t kMost = 2;
 
@@ -43,12 +36,20 @@ struct EdgeBoxes {
 
   /// The smallest that holds a fragment's valid slots, or -1.
   constexpr std::int32_t find(const Fragment& fragment) const {
-    std::int32_t best = -1;
     for (std::int32_t i = 0; i < count; ++i) {
-      if (!boxes[i].holds(fragment)) continue;
-      if (best < 0 || boxes[i].units() < boxes[best].units()) best = i;
+      if (boxes[i].holds(fragment)) return i;
     }
-    return best;
+    return -1;
+  }
+
+  /// A fragment with its slots numbered as in its edge box, if it lies in one: the first units()
+  /// times kUnit of 64 are the box's, the others hold nothing.
+  constexpr Fragment ordered(Fragment fragment) const {
+    const std::int32_t edge = find(fragment);
+    if (edge < 0) return fragment;
+    fragment.log_h = boxes[edge].log_h;
+    fragment.log_w = boxes[edge].log_w;
+    return fragment;
   }
 };
 

@@ -19,15 +19,13 @@ __global__ void fragment_table_kernel(const __grid_constant__ Side side,
     const auto batch = static_cast<std::int32_t>(i / fragments);
     const auto index = static_cast<std::int32_t>(i - std::int64_t{batch} * fragments);
     const std::int32_t tile = index / side.fragments_per_tile;
-    const Fragment fragment = side.fragment(batch, tile, index - tile * side.fragments_per_tile);
+    const Fragment fragment =
+        edges.ordered(side.fragment(batch, tile, index - tile * side.fragments_per_tile));
     KeyFragment entry;
     entry.valid = fragment.valid_slots();
     if (entry.valid != 0) {
       const std::int32_t edge = edges.find(fragment);
-      if (edge >= 0) {
-        const EdgeBox& box = edges.boxes[edge];
-        entry.valid = KeyFragment::edge(box.valid_slots(fragment), box.units());
-      }
+      if (edge >= 0) entry.valid = KeyFragment::edge(entry.valid, edges.boxes[edge].units());
       entry.w = fragment.origin.w;
       entry.place = KeyFragment::pack(fragment.origin.h, fragment.origin.t,
                                       edge >= 0 ? Side::kMaxSegments + edge : fragment.segment);

@@ -19,7 +19,7 @@ struct alignas(16) KeyFragment {
   // What lies in an edge box has its valid slots, at most 32, in the low half, and in the high half
   // the units it takes and the last bit: no fragment has its last slot valid without all others.
   static constexpr std::uint32_t kEdge = 1U << 31;
-  static constexpr std::uint64_t edge(std::uint32_t valid_slots, std::int32_t units) {
+  static constexpr std::uint64_t edge(std::uint64_t valid_slots, std::int32_t units) {
     return std::uint64_t{kEdge | static_cast<std::uint32_t>(units)} << 32 | valid_slots;
   }
   static constexpr bool is_edge(std::uint32_t high) { return (high & kEdge) != 0 && high != ~0U; }

@@ -16,6 +16,7 @@ constexpr std::uint32_t kAll = 0xFFFFFFFFU;
 template <class T>
 struct PrepareParameters {
   Side query;
+  EdgeBoxes edges;
   Tensor<const T> out, dout;
   Tensor<const T> gate;                                   ///< null: `gate_value` for all
   Tensor<T> dgate;                                        ///< optional
@@ -52,7 +53,7 @@ class PrepareTile {
     const std::int64_t first = (plane * side.tiles + tile_) * side.fragments_per_tile;
     int count = 0;
     for (int f = 0; f < side.fragments_per_tile; ++f) {
-      const Fragment fragment = side.fragment(batch_, tile_, f);
+      const Fragment fragment = p_.edges.ordered(side.fragment(batch_, tile_, f));
       count += fragment.count();
       add_rows(fragment);
       __syncwarp();
@@ -156,8 +157,16 @@ class PrepareTile {
     KeyFragment entry;
     entry.valid = alive;
     if (alive != 0) {
+      const std::int32_t edge = p_.edges.find(fragment);
+      if (edge >= 0) {
+        entry.valid = KeyFragment::edge(alive, p_.edges.boxes[edge].units());
+      } else if (p_.edges.count > 0 &&
+                 KeyFragment::is_edge(static_cast<std::uint32_t>(alive >> 32))) {
+        entry.valid = 1;  // its last slot must not be taken for the mark of an edge box
+      }
       entry.w = fragment.origin.w;
-      entry.place = KeyFragment::pack(fragment.origin.h, fragment.origin.t, fragment.segment);
+      entry.place = KeyFragment::pack(fragment.origin.h, fragment.origin.t,
+                                      edge >= 0 ? Side::kMaxSegments + edge : fragment.segment);
     }
     p_.queries[at] = entry;
   }
@@ -218,9 +227,10 @@ __global__ void __launch_bounds__(kWarps * 32)
 
 template <class T>
 void launch(const Context& context, const BackwardArgs& args, const BackwardParts& parts,
-            cudaStream_t stream) {
+            cudaStream_t stream, const EdgeBoxes& edges) {
   PrepareParameters<T> p{};
   p.query = with_lengths(context.query, args.lengths.query);
+  p.edges = edges;
   p.out = by_token<const T>(args.out);
   p.dout = by_token<const T>(args.dout);
   p.lse = by_head<const float>(args.lse);
@@ -254,11 +264,11 @@ void launch(const Context& context, const BackwardArgs& args, const BackwardPart
 }  // namespace
 
 void prepare_rows(const Context& context, const BackwardArgs& args, const BackwardParts& parts,
-                  cudaStream_t stream) {
+                  cudaStream_t stream, const EdgeBoxes& edges) {
   if (context.dtype() == DType::f16) {
-    launch<__half>(context, args, parts, stream);
+    launch<__half>(context, args, parts, stream, edges);
   } else {
-    launch<__nv_bfloat16>(context, args, parts, stream);
+    launch<__nv_bfloat16>(context, args, parts, stream, edges);
   }
 }
 

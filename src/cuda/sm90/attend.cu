@@ -11,6 +11,7 @@
 #include "cuda/common/fragment_table.cuh"
 #include "cuda/common/limits.hpp"
 #include "cuda/sm90/attend_kernel.cuh"
+#include "cuda/sm90/pace_plan.hpp"
 
 namespace vidsparse::cuda::sm90 {
 namespace {
@@ -31,16 +32,6 @@ void with_instance(const Context& context, bool edges, Visit&& visit) {
 
 constexpr std::int64_t kConsumers = AttendConfig<128, false>::kConsumers;
 
-// Steps of the pace, as docs/kernels/sm90_forward.md measured them: shorter ones cost more waiting
-// than they save.
-constexpr std::int32_t kPaceFragments = 128;
-constexpr std::int32_t kPaceSlack = 1;
-
-/// Whether a head's K and V do not fit L2.
-bool outgrows_l2(const Context& context) {
-  return 2 * std::int64_t{context.key.tokens} * context.head_dim() * 2 > context.l2_bytes;
-}
-
 /// How a launch is cut up.
 struct Schedule {
   std::int32_t query_fragments = 0;
@@ -48,10 +39,8 @@ struct Schedule {
   std::int64_t items_per_head = 0;
   std::int64_t items = 0;
   std::int64_t blocks = 0;
-  std::int32_t pace_fragments = 0;  ///< key fragments of a step of the pace; 0: none
-  std::int64_t pace_steps = 0;      ///< of an item
-  std::int64_t arrivals = 0;        ///< counters of the pace
-  std::int32_t batches = 1;         ///< of the fragment table
+  PacePlan pace;
+  std::int32_t batches = 1;  ///< of the fragment table
 };
 
 Schedule make_schedule(const Context& context, const AttendArgs& args) {
@@ -62,12 +51,7 @@ Schedule make_schedule(const Context& context, const AttendArgs& args) {
   s.items = s.items_per_head * context.heads() * context.batch();
   s.blocks = std::min<std::int64_t>(s.items, context.multiprocessors);
   s.batches = context.table_batches(args.lengths);
-  if (outgrows_l2(context) && s.blocks > 0) {
-    s.pace_fragments = kPaceFragments;
-    s.pace_steps = core::ceil_div(s.key_fragments, kPaceFragments);
-    s.arrivals = core::ceil_div(s.items, s.blocks) * s.pace_steps;
-  }
-  if (s.arrivals >= Order::kMaxPaceSteps) s.pace_fragments = s.pace_steps = s.arrivals = 0;
+  s.pace = PacePlan(context, context.key, 1, s.items, s.blocks);
   return s;
 }
 
@@ -79,7 +63,7 @@ struct Memory {
 
 Memory take(core::Arena& arena, const Schedule& schedule) {
   return {arena.take<KeyFragment>(std::int64_t{schedule.key_fragments} * schedule.batches),
-          arena.take<std::uint32_t>(schedule.arrivals)};
+          arena.take<std::uint32_t>(schedule.pace.arrivals)};
 }
 
 template <class T>
@@ -95,10 +79,7 @@ AttendParameters<T> make_parameters(const Context& context, const AttendArgs& ar
   if (edges.count > 0) p.filler_units = edges.boxes[0].units();
   p.items_per_head = static_cast<std::int32_t>(schedule.items_per_head);
   p.items = static_cast<std::int32_t>(schedule.items);
-  if (schedule.arrivals > 0) p.arrivals = memory.arrivals;
-  p.pace_fragments = schedule.pace_fragments;
-  p.pace_steps = static_cast<std::int32_t>(schedule.pace_steps);
-  p.pace_slack = kPaceSlack;
+  schedule.pace.put(p, memory.arrivals);
   return p;
 }
 
@@ -162,7 +143,7 @@ void attend(const Context& context, const AttendArgs& args, Workspace workspace,
   with_instance(context, edges.count > 0, [&]<class T, class Config>(T, Config) {
     const auto parameters = make_parameters<T>(context, args, schedule, memory, edges);
     fill_fragment_table(with_lengths(context.key, args.lengths.key), schedule.batches, memory.table,
-                        memory.arrivals, schedule.arrivals, stream, edges);
+                        memory.arrivals, schedule.pace.arrivals, stream, edges);
     attend_kernel<T, Config><<<static_cast<unsigned>(schedule.blocks), Config::kThreads,
                                Config::kSharedBytes, stream>>>(parameters);
     check(cudaGetLastError(), "attend");

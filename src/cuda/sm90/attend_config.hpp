@@ -68,14 +68,12 @@ struct AttendConfig {
 };
 
 /// What a consumer is told: to attend a key fragment, or that its item is done.
-///   31..30 lap of the queue   29 end   28 some slots are not valid, or of an end: not the item's,
-///   only that of its wide fragments
+///   31..30 lap of the queue   29 end   28 some slots are not valid
 ///   27..24 key slot   23 its parity   22..19 value slot   18 its parity
 ///   17..0 index in the fragment table; where the kernel has a ring of masks, in that
 struct Command {
   static constexpr std::uint32_t kEnd = 1U << 29;
   static constexpr std::uint32_t kPartial = 1U << 28;
-  static constexpr std::uint32_t kNarrowNext = 1U << 28;
   static constexpr std::int32_t kMaxFragments = 1 << 18;
 
   static constexpr bool is_end(std::uint32_t command) { return (command & kEnd) != 0; }

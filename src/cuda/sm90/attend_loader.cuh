@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cuda/common/fragment_table.cuh"
 #include "cuda/ptx/mbarrier.cuh"
 #include "cuda/ptx/shared_word.cuh"
 #include "cuda/ptx/tma.cuh"
@@ -60,18 +61,33 @@ class Loader {
   }
 
  private:
-  __device__ void load(const Order& order, std::uint32_t users) {
+  static constexpr bool kRows = Config::kRowBytes > 0;
+  static constexpr bool kWithRows = !IsValue && kRows;
+  static constexpr std::uint32_t kSlotBytes =
+      Config::kFragmentBytes + (kWithRows ? Config::kRowBytes : 0);
+
+  /// The slot an order fills and its barriers.
+  struct Target {
+    std::uint32_t slot;
+    std::uint32_t parity;
+    std::uint32_t full;
+    std::uint32_t empty;
+    const CUtensorMap* map;
+  };
+
+  __device__ Target target(const Order& order) const {
     const std::uint32_t slot =
         IsValue ? Command::value_slot(order.command) : Command::key_slot(order.command);
     const std::uint32_t parity =
         IsValue ? Command::value_parity(order.command) : Command::key_parity(order.command);
-    const std::uint32_t full = full_ + 8 * slot;
-    const std::uint32_t empty = empty_ + 8 * slot;
-    const CUtensorMap* map = (IsValue ? p_.v.maps : p_.k.maps) + Order::map(order.place);
-    constexpr bool kWithRows = !IsValue && Config::kRowBytes > 0;
+    return {slot, parity, full_ + 8 * slot, empty_ + 8 * slot,
+            (IsValue ? p_.v.maps : p_.k.maps) + Order::map(order.place)};
+  }
+
+  __device__ void load(const Order& order, std::uint32_t users) {
+    const auto [slot, parity, full, empty, map] = target(order);
     ptx::mbarrier_wait(empty, parity ^ 1);
-    ptx::mbarrier_arrive_expect_tx(full,
-                                   Config::kFragmentBytes + (kWithRows ? Config::kRowBytes : 0));
+    ptx::mbarrier_arrive_expect_tx(full, kSlotBytes);
     if constexpr (kWithRows) {
       const std::int64_t fragment = std::int64_t{Order::plane(order.place)} * p_.key_fragments +
                                     Command::fragment(order.command);
@@ -84,24 +100,31 @@ class Loader {
     if (absent != 0) ptx::mbarrier_arrive(empty, absent);
   }
 
-  /// An edge box, which fills a slot together with others.
+  /// An edge box, which fills a slot together with others, and its rows.
   __device__ void load_part(const Order& order, std::uint32_t users) {
-    const std::uint32_t slot =
-        IsValue ? Command::value_slot(order.command) : Command::key_slot(order.command);
-    const std::uint32_t parity =
-        IsValue ? Command::value_parity(order.command) : Command::key_parity(order.command);
-    const std::uint32_t full = full_ + 8 * slot;
-    const std::uint32_t empty = empty_ + 8 * slot;
-    const CUtensorMap* map = (IsValue ? p_.v.maps : p_.k.maps) + Order::map(order.place);
+    const auto [slot, parity, full, empty, map] = target(order);
     if (order.place & Order::kFirst) {
       ptx::mbarrier_wait(empty, parity ^ 1);
-      ptx::mbarrier_arrive_expect_tx(full, Config::kFragmentBytes);
+      ptx::mbarrier_arrive_expect_tx(full, kSlotBytes);
     }
+    if constexpr (kWithRows) {
+      const float* lse =
+          p_.rows + std::int64_t{static_cast<std::uint32_t>(order.t)} * (Order::kRowStep / 4);
+      const std::uint32_t at =
+          rows_ + slot * Config::kRowBytes + Order::unit(order.place) * Order::kRowStep;
+      const std::uint32_t bytes =
+          order.place & Order::kTwoUnits ? 2 * Order::kRowStep : Order::kRowStep;
+      ptx::bulk_load(at, lse, bytes, full);
+      ptx::bulk_load(at + Config::kRowBytes / 2, lse + kFragment, bytes, full);
+    }
+    const auto place = static_cast<std::uint32_t>(order.h);
+    const int h = kRows ? KeyFragment::height(place) : order.h;
+    const int t = kRows ? KeyFragment::frame(place) : order.t;
     const std::uint32_t to =
         slots_ + slot * Config::kFragmentBytes + Order::unit(order.place) * (EdgeBox::kUnit * 128);
 #pragma unroll
     for (int half = 0; half < Config::kHeadDim / 64; ++half) {
-      ptx::tma_load(to + half * 8192, map, full, 0, order.w, order.h, order.t,
+      ptx::tma_load(to + half * 8192, map, full, 0, order.w, h, t,
                     (IsValue ? order.column_v : order.column_k) + half);
     }
     const std::uint32_t absent = 4 * (Config::kConsumers - __popc(users));

@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "cuda/common/geometry.cuh"
+#include "cuda/common/edge_box.cuh"
 #include "cuda/sm90/attend_config.hpp"
 
 namespace vidsparse::cuda::sm90 {
@@ -23,9 +23,12 @@ struct Item {
 
 /// What the loaders are told: everything worked out.
 struct alignas(16) Order {
-  std::int32_t w, h, t;  ///< coordinates of the fragment
+  /// Coordinates of the fragment. Of an edge box with rows (Config::kRowBytes) h is h and t as the
+  /// fragment table packs them, and t its first row of lse in steps of kRowStep bytes, 32 bits.
+  std::int32_t w, h, t;
   /// 3..0 which map   31..4 of an edge box: 5..4 unit of the slot where it begins   6 the slot's
-  /// first   7 its last; else batch entry and head, where rows are loaded
+  /// first   7 its last   8 with rows: it takes two units; else batch entry and head, where rows
+  /// are loaded
   std::uint32_t place;
   std::int32_t column_k;  ///< coordinate J in K
   std::int32_t column_v;  ///< and in V
@@ -35,6 +38,8 @@ struct alignas(16) Order {
 
   static constexpr std::uint32_t kFirst = 64;
   static constexpr std::uint32_t kLast = 128;
+  static constexpr std::uint32_t kTwoUnits = 256;
+  static constexpr std::int32_t kRowStep = EdgeBox::kUnit * 4;
   static constexpr std::uint32_t map(std::uint32_t place) { return place & 15; }
   static constexpr bool is_edge(std::uint32_t place) { return map(place) >= Side::kMaxSegments; }
   static constexpr std::uint32_t unit(std::uint32_t place) { return place >> 4 & 3; }

@@ -49,20 +49,15 @@ class Planner {
     const std::uint32_t loads_before = loads_;
     const bool take_turns = !shared_;
     uses_ = 0;
-    // Where there are narrow fragments they come last, in a round of their own.
-    const int rounds = narrow_last() ? 2 : 1;
-    const int steps = p_.pace_steps / (p_.members * rounds);
+    const int steps = p_.pace_steps / p_.members;
     int steps_before = wave * p_.pace_steps;
-    for (int round = 0; round < rounds; ++round) {
-      if (round > 0) single({.command = Command::kEnd | Command::kNarrowNext});
-      for (int member = 0; member < p_.members; ++member, steps_before += steps) {
-        walk_head(item, item.head * p_.members + member, rows, take_turns, round, steps_before);
-      }
+    for (int member = 0; member < p_.members; ++member, steps_before += steps) {
+      walk_head(item, item.head * p_.members + member, rows, take_turns, steps_before);
     }
     shared_ = __reduce_add_sync(~0U, uses_) * 2 > (loads_ - loads_before) * 3;
   }
 
-  __device__ void walk_head(const Item& item, int head, int rows, bool take_turns, int round,
+  __device__ void walk_head(const Item& item, int head, int rows, bool take_turns,
                             int steps_before) {
     const std::uint32_t* mask = p_.mask + item.batch * p_.mask_batch + head * p_.mask_head;
     const Source source = {p_.table + item.batch * p_.table_batch + head * p_.table_head,
@@ -96,8 +91,7 @@ class Planner {
     std::uint32_t later_users = users_of(lane_ + 32);
     for (int base = 0; base < p_.key_fragments; base += 32) {
       const int key = base + lane_;
-      const bool narrow = narrow_last() && (valid.x >> 16 | valid.y) == 0;
-      const bool some = (valid.x | valid.y) != 0 && narrow == (round > 0);
+      const bool some = (valid.x | valid.y) != 0;
       const bool edge = Config::kEdges && KeyFragment::is_edge(valid.y);
       const std::uint32_t wanted = some && !edge ? users : 0;
       const std::uint32_t at_edge = edge ? users : 0;
@@ -159,7 +153,8 @@ class Planner {
     int piece = lane_ < kUnits && lane_ % p_.filler_units == 0 ? kNothing : kTail;
     if (lane_ < units) piece = held_[kUnits * list + lane_];
     // Left of the grid there is nothing.
-    int4 at = make_int4(-kFragment, static_cast<int>(KeyFragment::pack(0, 0, kFiller)), 0, 0);
+    int4 at = make_int4(-kFragment, static_cast<int>(KeyFragment::pack(0, 0, kFiller)), 0,
+                        p_.filler_units);
     if (piece >= 0) at = __ldg(reinterpret_cast<const int4*>(source.table + piece));
     const std::uint64_t own = std::uint64_t{static_cast<std::uint32_t>(at.z)}
                               << EdgeBox::kUnit * (lane_ % kUnits);
@@ -172,22 +167,34 @@ class Planner {
     std::uint32_t command = place_of(loads_) | loads_ % Config::kMaskRing;
     if ((low & high) != ~0U) {
       command |= Command::kPartial;
-      if (lane_ == 0) write_mask(loads_, low, high);
+      if (Config::kMaskRing > 1 && lane_ == 0) write_mask(loads_, low, high);
       __syncwarp();  // before another lane's order tells of it
     }
-    if (piece != kTail) {
-      write(written_ + before,
-            {.w = at.x,
-             .h = KeyFragment::height(place),
-             .t = KeyFragment::frame(place),
-             .place = static_cast<std::uint32_t>(KeyFragment::map(place)) |
-                      static_cast<std::uint32_t>(lane_) << 4 | (before == 0 ? Order::kFirst : 0) |
-                      (all >> lane_ == 1 ? Order::kLast : 0),
-             .column_k = source.column_k,
-             .column_v = source.column_v,
-             .command = command,
-             .word = (list == Config::kConsumers ? kAll : 1U << list) | pace});
+    Order order = {.w = at.x,
+                   .h = KeyFragment::height(place),
+                   .t = KeyFragment::frame(place),
+                   .place = static_cast<std::uint32_t>(KeyFragment::map(place)) |
+                            static_cast<std::uint32_t>(lane_) << 4 |
+                            (before == 0 ? Order::kFirst : 0) |
+                            (all >> lane_ == 1 ? Order::kLast : 0),
+                   .column_k = source.column_k,
+                   .column_v = source.column_v,
+                   .command = command,
+                   .word = (list == Config::kConsumers ? kAll : 1U << list) | pace};
+    if constexpr (Config::kRowBytes > 0) {
+      // Zeros have rows without a weight: those behind the box of the slot's first fragment.
+      const std::int32_t size = KeyFragment::units(static_cast<std::uint32_t>(at.w));
+      const std::int32_t first_size = __shfl_sync(~0U, size, 0);
+      const std::int32_t first = __shfl_sync(~0U, piece, 0);
+      const std::int32_t fragment = piece >= 0 ? piece : first;
+      order.h = at.y;
+      order.t = static_cast<std::int32_t>(
+          (source.plane * p_.key_fragments + static_cast<std::uint32_t>(fragment)) *
+              (Config::kRowBytes / Order::kRowStep) +
+          (piece >= 0 ? 0 : first_size));
+      if (size == 2) order.place |= Order::kTwoUnits;
     }
+    if (piece != kTail) write(written_ + before, order);
     if (lane_ == 0) uses_ += list == Config::kConsumers ? Config::kConsumers : 1;
     ++loads_;
     written_ += __popc(all);
@@ -199,12 +206,6 @@ class Planner {
   __device__ static std::uint32_t place_of(std::uint32_t load) {
     return Command::pack(load % Config::kKeySlots, load / Config::kKeySlots & 1,
                          load % Config::kValueSlots, load / Config::kValueSlots & 1);
-  }
-
-  /// Whether fragments of at most 16 valid slots, the first ones, come apart and last.
-  __device__ bool narrow_last() const {
-    if constexpr (requires { p_.narrow; }) return p_.narrow;
-    return false;
   }
 
   __device__ std::uint32_t pace_word(int steps) const {

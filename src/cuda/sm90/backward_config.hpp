@@ -15,7 +15,9 @@ namespace vidsparse::cuda::sm90 {
 ///   ring "V"          Q: scores, then dK          K: scores, then dQ
 ///   ring "K"          dO: dP, then dV             V: dP
 ///   rows of ring "K"  lse and delta of 64 queries none: a consumer has those of its own rows
-template <int HeadDim, bool ByKey>
+///
+/// `Edges`: the other side has edge boxes.
+template <int HeadDim, bool ByKey, bool Edges>
 struct BackwardConfig {
   static constexpr int kHeadDim = HeadDim;
   static constexpr bool kByKey = ByKey;
@@ -35,7 +37,8 @@ struct BackwardConfig {
   static constexpr int kQueue = 16;
   static constexpr int kRanks = 64;
   static constexpr int kOrders = 32;
-  static constexpr bool kEdges = false;
+  static constexpr bool kEdges = Edges;
+  static constexpr int kMaskRing = ByKey ? 1 : 64;  ///< by key masks follow from the rows
 
   // Bytes from the start of shared memory, which is 1024-byte aligned.
   static constexpr int kOwn = 0;  ///< [consumer][2]
@@ -51,11 +54,11 @@ struct BackwardConfig {
   static constexpr int kOrderRing = (kQueues + 4 * kConsumers * kQueue + 15) / 16 * 16;
   static constexpr int kPlan = kOrderRing + 32 * kOrders;
   static constexpr int kDone = kPlan + 4 * kConsumers * kRanks;
-  static constexpr int kMasks = 0;  ///< no edge boxes: consumers read the table
-  static constexpr int kHeld = 0;
-  static constexpr int kMaskRing = 1;
-  static constexpr int kSharedBytes = kDone + 4 * 2;
+  static constexpr int kMasks = kDone + 4 * 2;
+  static constexpr int kHeld = kMasks + 8 * kMaskRing;
+  static constexpr int kSharedBytes = kHeld + 4 * 4 * (kConsumers + 1);
   static_assert(kSharedBytes <= 227 * 1024);
+  static_assert(ByKey || kMaskRing >= kOrders + kValueSlots);
   static_assert(kQueue >= kValueSlots + 4);  // two items with two ends each
 };
 

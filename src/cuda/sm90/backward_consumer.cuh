@@ -46,19 +46,12 @@ class BackwardConsumer {
       {
         const Own own(p_, index, index_);
         load_own(own);
-        const Item item = own.item;
 #pragma unroll
         for (float& value : d_scores) value = 0;
 #pragma unroll
         for (float& value : d_weights) value = 0;
-        std::uint32_t command = pop();
-        for (; !Command::is_end(command); command = pop()) {
-          add<64>(command, item.batch, d_scores, d_weights);
-        }
-        if (command & Command::kNarrowNext) {
-          for (command = pop(); !Command::is_end(command); command = pop()) {
-            add<16>(command, item.batch, d_scores, d_weights);
-          }
+        for (std::uint32_t command = pop(); !Command::is_end(command); command = pop()) {
+          add(command, d_scores, d_weights);
         }
       }
       if (lane_ == 0) ptx::mbarrier_arrive(address_ + Config::kCredit + 8 * (wave & 1));
@@ -68,11 +61,9 @@ class BackwardConsumer {
   }
 
  private:
-  // Of 64 own rows and some columns what a thread holds, and the same in 16 bits.
-  template <int kColumns>
-  using Pairs = float[kColumns / 2];
-  template <int kColumns>
-  using Words = std::uint32_t[kColumns / 4];
+  // Of 64 own rows and 64 columns what a thread holds, and the same in 16 bits.
+  using Pairs = float[32];
+  using Words = std::uint32_t[16];
 
   /// The fragment that is a consumer's own in an item.
   struct Own {
@@ -88,45 +79,44 @@ class BackwardConsumer {
       if (!exists) fragment = 0;
       tile = p.fragments_per_tile.quotient(fragment);
       rows = p.own.fragment(item.batch, tile, fragment - tile * p.own.fragments_per_tile);
+      if constexpr (!kByKey) rows = p.own_edges.ordered(rows);
     }
   };
 
-  /// What one fragment of the other side gives, whose slots are among the first kColumns. Products
-  /// follow one another in the same order in all four warps whatever each of them waits for, so
-  /// they need not agree on anything.
-  template <int kColumns, int Size>
-  __device__ void add(std::uint32_t command, int batch, float (&d_scores)[kD / 2],
-                      float (&d_weights)[Size]) {
-    Pairs<kColumns> pairs;    // scores, then weights
-    Pairs<kColumns> d_pairs;  // gradients of weights, then of scores
-    Words<kColumns> words;
-    Words<kColumns> d_words;
+  /// What one slot of the other side gives. Products follow one another in the same order in all
+  /// four warps whatever each of them waits for, so they need not agree on anything.
+  template <int Size>
+  __device__ void add(std::uint32_t command, float (&d_scores)[kD / 2], float (&d_weights)[Size]) {
+    Pairs pairs;    // scores, then weights
+    Pairs d_pairs;  // gradients of weights, then of scores
+    Words words;
+    Words d_words;
     ptx::mbarrier_wait(address_ + Config::kFullV + 8 * Command::value_slot(command),
                        Command::value_parity(command));
     ptx::mbarrier_wait(address_ + Config::kFullK + 8 * Command::key_slot(command),
                        Command::key_parity(command));
-    if (command & Command::kPartial) clear_pads(command, batch);
+    if (command & Command::kPartial) clear_pads(command);
     const std::uint64_t keys = slot_of(keys_, Command::key_slot(command));
     const std::uint64_t values = slot_of(values_, Command::value_slot(command));
-    if constexpr (kByKey) begin_pairs<kColumns>(command, pairs, d_pairs);
-    multiply_own<kColumns>(own_, values, pairs);
-    multiply_own<kColumns>(own_ + Config::kFragmentBytes / 16, keys, d_pairs);
+    if constexpr (kByKey) begin_pairs(command, pairs, d_pairs);
+    multiply_own(own_, values, pairs);
+    multiply_own(own_ + Config::kFragmentBytes / 16, keys, d_pairs);
     ptx::wgmma_wait<1>();
     ptx::wgmma_pin(pairs);
-    weigh<kColumns>(command, batch, pairs);
+    weigh(command, pairs);
     ptx::wgmma_pin(pairs);  // weights are worked out before anything is waited for
     if constexpr (kByKey) {
-      convert<kColumns>(pairs, words);
-      multiply_words<kColumns>(words, keys, d_weights);
+      convert(pairs, words);
+      multiply_words(words, keys, d_weights);
       ptx::wgmma_wait<1>();
     } else {
       ptx::wgmma_wait<0>();
     }
     ptx::wgmma_pin(d_pairs);
     if constexpr (!kByKey) release(Config::kEmptyK, Command::key_slot(command));
-    differentiate<kColumns>(command, batch, pairs, d_pairs);
-    convert<kColumns>(d_pairs, d_words);
-    multiply_words<kColumns>(d_words, values, d_scores);
+    differentiate(command, pairs, d_pairs);
+    convert(d_pairs, d_words);
+    multiply_words(d_words, values, d_scores);
     upcoming_ = peek();  // while the last product runs
     ptx::wgmma_wait<0>();
     ptx::wgmma_pin(d_scores);
@@ -142,12 +132,10 @@ class BackwardConsumer {
   /// By key lse and delta belong to columns, sixteen of them a thread: what is to be subtracted
   /// from scores and gradients of weights is where their sums begin, read while nothing waits for
   /// it.
-  template <int kColumns>
-  __device__ void begin_pairs(std::uint32_t command, Pairs<kColumns>& pairs,
-                              Pairs<kColumns>& d_pairs) const {
+  __device__ void begin_pairs(std::uint32_t command, Pairs& pairs, Pairs& d_pairs) const {
     const auto* rows = reinterpret_cast<const float2*>(row_slot(command)) + lane_ % 4;
 #pragma unroll
-    for (int block = 0; block < kColumns / 8; ++block) {
+    for (int block = 0; block < 8; ++block) {
       const float2 norm = rows[block * 4];
       pairs[4 * block] = pairs[4 * block + 2] = norm.x * p_.norm_factor;
       pairs[4 * block + 1] = pairs[4 * block + 3] = norm.y * p_.norm_factor;
@@ -160,9 +148,7 @@ class BackwardConsumer {
   }
 
   /// Own rows times the transposed rows of a slot; by key added to what `pairs` begin with.
-  template <int kColumns>
-  __device__ static void multiply_own(std::uint64_t own, std::uint64_t slot,
-                                      Pairs<kColumns>& pairs) {
+  __device__ static void multiply_own(std::uint64_t own, std::uint64_t slot, Pairs& pairs) {
     ptx::wgmma_arrive();
 #pragma unroll
     for (int k = 0; k < kD / 16; ++k) {
@@ -174,71 +160,65 @@ class BackwardConsumer {
   }
 
   /// Adds pairs times the rows of a slot.
-  template <int kColumns>
-  __device__ static void multiply_words(Words<kColumns>& pairs, std::uint64_t slot,
-                                        float (&sums)[kD / 2]) {
+  __device__ static void multiply_words(Words& pairs, std::uint64_t slot, float (&sums)[kD / 2]) {
     ptx::wgmma_pin(sums);
     ptx::wgmma_pin(pairs);
     ptx::wgmma_arrive();
 #pragma unroll
-    for (int k = 0; k < kColumns / 16; ++k) {
+    for (int k = 0; k < 4; ++k) {
       ptx::wgmma<T, true>(sums, pairs + 4 * k, slot + k * (16 * 128 / 16), true);
     }
     ptx::wgmma_commit();
   }
 
-  template <int kColumns>
-  __device__ static void convert(const Pairs<kColumns>& pairs, Words<kColumns>& words) {
+  __device__ static void convert(const Pairs& pairs, Words& words) {
 #pragma unroll
-    for (int i = 0; i < kColumns / 4; ++i) words[i] = pack<T>(pairs[2 * i], pairs[2 * i + 1]);
+    for (int i = 0; i < 16; ++i) words[i] = pack<T>(pairs[2 * i], pairs[2 * i + 1]);
   }
 
   /// Scores to weights.
-  template <int kColumns>
-  __device__ void weigh(std::uint32_t command, int batch, Pairs<kColumns>& pairs) const {
+  __device__ void weigh(std::uint32_t command, Pairs& pairs) const {
 #pragma unroll
-    for (int i = 0; i < kColumns / 2; ++i) {
+    for (int i = 0; i < 32; ++i) {
       pairs[i] = ptx::exp2_approximate(kByKey ? pairs[i] * p_.scale_log2
                                               : fmaf(pairs[i], p_.scale_log2, -norm_[i / 2 % 2]));
     }
-    if (kByKey && (command & Command::kPartial)) mask<kColumns>(command, batch, pairs);
+    if (kByKey && (command & Command::kPartial)) mask(command, pairs);
   }
 
   /// Gradients of weights to those of scores.
-  template <int kColumns>
-  __device__ void differentiate(std::uint32_t command, int batch, const Pairs<kColumns>& weights,
-                                Pairs<kColumns>& pairs) const {
+  __device__ void differentiate(std::uint32_t command, const Pairs& weights, Pairs& pairs) const {
 #pragma unroll
-    for (int i = 0; i < kColumns / 2; ++i) {
+    for (int i = 0; i < 32; ++i) {
       pairs[i] = weights[i] * (kByKey ? pairs[i] : pairs[i] - delta_[i / 2 % 2]);
     }
-    if (command & Command::kPartial) mask<kColumns>(command, batch, pairs);
+    if (command & Command::kPartial) mask(command, pairs);
   }
 
   /// Pairs with a slot that gives nothing become 0, whatever they are.
-  template <int kColumns>
-  __device__ void mask(std::uint32_t command, int batch, Pairs<kColumns>& pairs) const {
-    const std::uint64_t valid = valid_slots(command, batch) >> lane_ % 4 * 2;
+  __device__ void mask(std::uint32_t command, Pairs& pairs) const {
+    const std::uint64_t valid = valid_slots(command) >> lane_ % 4 * 2;
 #pragma unroll
-    for (int i = 0; i < kColumns / 2; ++i) {
+    for (int i = 0; i < 32; ++i) {
       if ((valid >> (i / 4 * 8 + i % 2) & 1) == 0) pairs[i] = 0;
     }
   }
 
-  __device__ std::uint64_t valid_slots(std::uint32_t command, int batch) const {
+  __device__ std::uint64_t valid_slots(std::uint32_t command) const {
     if constexpr (kByKey) {
       const auto* norms = reinterpret_cast<const float*>(row_slot(command));
       const std::uint32_t low = __ballot_sync(~0U, !isinf(norms[lane_]));
       const std::uint32_t high = __ballot_sync(~0U, !isinf(norms[32 + lane_]));
       return std::uint64_t{high} << 32 | low;
     } else {
-      return p_.table[batch * p_.table_batch + Command::fragment(command)].valid;
+      return reinterpret_cast<const std::uint64_t*>(shared_ +
+                                                    Config::kMasks)[Command::fragment(command)];
     }
   }
 
   /// Rows that pairs of 0 multiply must still be numbers. Every consumer of the slots writes the
   /// same zeros, so none waits for another.
-  __device__ void clear_pads(std::uint32_t command, int batch) {
+  __device__ void clear_pads(std::uint32_t command) {
     std::uint64_t foul = 0;
     if constexpr (kByKey) {
       const auto* norms = reinterpret_cast<const float*>(row_slot(command));
@@ -246,7 +226,7 @@ class BackwardConsumer {
       const std::uint32_t high = __ballot_sync(~0U, norms[32 + lane_] == -INFINITY);
       foul = std::uint64_t{high} << 32 | low;
     } else if (p_.clear_pads) {
-      foul = ~valid_slots(command, batch);
+      foul = ~valid_slots(command);
     }
     if (foul == 0) return;
     clear(Config::kValues + Command::value_slot(command) * Config::kFragmentBytes, foul);

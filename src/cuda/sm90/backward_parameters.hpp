@@ -19,6 +19,7 @@ struct BackwardParameters {
   TensorMaps k;  ///< dO by key, V by query
   TensorMaps v;  ///< Q by key, K by query
   Side own;
+  EdgeBoxes own_edges;                    ///< by query: own rows lie as `rows` do
   Tensor<const T> own_scores;             ///< multiplies `v`: K by key, Q by query
   Tensor<const T> own_weights;            ///< multiplies `k`: V by key, dO by query
   Tensor<T> d_scores;                     ///< dK by key, dQ by query
@@ -41,8 +42,8 @@ struct BackwardParameters {
   std::int64_t table_head = 0;
   std::int32_t key_fragments = 0;
   Divider fragments_per_tile;
-  bool clear_pads = false;  ///< the other side's pads may hold anything, not zeros
-  bool narrow = false;      ///< fragments of at most 16 slots, the first ones, come apart and last
+  bool clear_pads = false;        ///< the other side's pads may hold anything, not zeros
+  std::int32_t filler_units = 1;  ///< of the other side's smallest edge box
 
   std::int32_t heads = 0;    ///< of the own side
   std::int32_t group = 1;    ///< by query: query heads that share a key head
