@@ -56,6 +56,22 @@ TEST_P(BackendTest, NonFiniteInputs) {
   }
 }
 
+/// More fragments than kernels look at together, most of them with an edge or two: a GPU puts
+/// several of those in the place of one.
+TEST_P(BackendTest, ShortFragments) {
+  const std::uint64_t seed = test_seed();
+  Limits limits = GetParam().limits;
+  for (std::uint64_t n = 0; n < 4; ++n) {
+    Problem problem;
+    problem.dtype = n % 2 == 0 ? DType::bf16 : DType::f16;
+    problem.head_dim = n < 2 ? 128 : 64;
+    problem.heads_q = 1;
+    problem.query = n % 2 == 0 ? Sequence{Video{9, 9, 22}} : Sequence{Plain{19}, Video{6, 13, 18}};
+    limits.problem = problem;
+    ASSERT_TRUE(passes(*random_problem(seed + n, limits))) << "enough";
+  }
+}
+
 /// Nothing to write, and nothing written; on a GPU, where no launch has a block, no error either.
 TEST_P(BackendTest, BatchesOfNothing) {
   const std::uint64_t seed = test_seed();

@@ -282,8 +282,9 @@ std::string RandomProblem::to_string() const {
 
 std::unique_ptr<RandomProblem> random_problem(std::uint64_t seed, const Limits& limits) {
   Dice dice(seed);
-  double density = 0;
-  auto random = std::make_unique<RandomProblem>(random_frame(dice, density, limits));
+  double density = 0.5;
+  auto random = std::make_unique<RandomProblem>(
+      limits.problem ? *limits.problem : random_frame(dice, density, limits));
   RandomProblem& r = *random;
   const Problem& problem = r.problem();
   r.seed = seed;

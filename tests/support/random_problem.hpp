@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,8 @@ struct Limits {
   bool gpu = false;
   /// Batches of no entries.
   bool no_batch = false;
+  /// This problem instead of a random one; its inputs and arguments are random still.
+  std::optional<Problem> problem;
 };
 
 /// What a problem is for.

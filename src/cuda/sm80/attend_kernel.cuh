@@ -74,7 +74,8 @@ class AttendBlock {
     while (more) {
       ptx::wait_copy_groups<0>();
       __syncthreads();  // K is there; the former values, and their K, have been read
-      copy_.start(address_ + Config::kValues, values, p_.v.token_bytes, fragment);
+      copy_.start_listed(list_, fragment,
+                         CopiedRows{address_ + Config::kValues, values, p_.v.token_bytes});
       ptx::commit_copies();
       const std::uint64_t valid = fragment.valid;
       const std::uint32_t at = keys_ + slot * Config::kFragmentBytes;
@@ -167,8 +168,9 @@ class AttendBlock {
           p_.table + item.batch * p_.table_batch};
     });
     if (more) {
-      copy_.start(address_ + Config::kKeys + slot * Config::kFragmentBytes, keys, p_.k.token_bytes,
-                  fragment);
+      copy_.start_listed(list_, fragment,
+                         CopiedRows{address_ + Config::kKeys + slot * Config::kFragmentBytes, keys,
+                                    p_.k.token_bytes});
     }
     ptx::commit_copies();
     return more;

@@ -11,70 +11,137 @@
 
 namespace vidsparse::cuda::sm80 {
 
-/// Copies fragments out of the raster into shared memory. A thread has one chunk of every
-/// kRows-th row; where in its segment a slot's token lies, one lane of the warp knows.
+/// A tensor's rows to copy, and the shared address they go to.
+struct CopiedRows {
+  std::uint32_t to;
+  const char* rows;  ///< a head's first token
+  std::int32_t token_bytes;
+};
+
+/// Copies fragments out of the raster into shared memory. Eight threads have a row, one or two
+/// chunks each. A slot's bits are coordinates, so the token of slot a | b (no bit in common) lies
+/// as far from slot 0's as those of a and of b together: a thread knows where its first row lies
+/// and adds what all threads add for the others.
 template <int Threads, int RowBytes>
 class FragmentCopy {
  public:
   __device__ explicit FragmentCopy(const Side& side) : side_(side) {}
 
-  /// Starts the copy of `fragment` of `rows`, a head's first token, to shared address `to`. Slots
-  /// that are not valid become zeros.
-  __device__ void start(std::uint32_t to, const char* rows, std::int32_t token_bytes,
-                        const ListedFragment& fragment) {
-    if (fragment.segment() != segment_) enter(fragment.segment());
-    const int thread = ptx::thread_index();
-    const int lane = thread % 32;
-    const int row = thread / kChunks;
-    const int chunk = thread % kChunks;
-    const char* from = ptx::advance(rows, fragment.first_token, token_bytes) + chunk * 16;
-    to += row * RowBytes;
-    const int column = (chunk ^ (row & 7)) * 16;
-    if (fragment.whole()) {
-#pragma unroll
-      for (int first = 0; first < 64; first += kRows) {
-        const int offset =
-            __shfl_sync(~0U, first < 32 ? offset_low_ : offset_high_, first % 32 + row);
-        ptx::copy_async_16(to + first * RowBytes + (column ^ (first & 7) * 16),
-                           ptx::advance(from, offset, token_bytes));
-      }
-      return;
+  /// The same of the one that `list` has returned last.
+  template <class List, class... Tensors>
+  __device__ void start_listed(const List& list, const ListedFragment& fragment,
+                               const Tensors&... tensors) {
+    if (fragment.gathered()) {
+      copy_gathered(list, fragment, tensors...);
+    } else {
+      start(fragment, tensors...);
     }
-    const int low = fragment.valid >> lane & 1 ? offset_low_ : -1;
-    const int high = fragment.valid >> (lane + 32) & 1 ? offset_high_ : -1;
-#pragma unroll 2
-    for (int first = 0; first < 64; first += kRows) {
-      const int offset = __shfl_sync(~0U, first < 32 ? low : high, first % 32 + row);
-      const bool valid = offset >= 0;
-      ptx::copy_async_16(to + first * RowBytes + (column ^ (first & 7) * 16),
-                         ptx::advance(from, valid ? offset : 0, token_bytes), valid);
+  }
+
+  /// Starts the copies of `fragment` of each tensor. Slots that are not valid become zeros.
+  template <class... Tensors>
+  __device__ void start(const ListedFragment& fragment, const Tensors&... tensors) {
+    if (fragment.segment() != segment_) enter(fragment.segment());
+    const int row = ptx::thread_index() / kRowThreads;
+    const std::int32_t token = fragment.first_token + offset_;
+    if (fragment.whole()) {
+      (copy_whole(row, token, tensors), ...);
+    } else {
+      (copy_valid(row, fragment, tensors), ...);
     }
   }
 
  private:
-  static constexpr int kChunks = RowBytes / 16;
-  static constexpr int kRows = Threads / kChunks;  // of a pass
-  static_assert(kRows <= 32 && Threads % kChunks == 0);
+  static constexpr int kRowThreads = 8;
+  static constexpr int kChunks = RowBytes / 16 / kRowThreads;  // of a thread
+  static constexpr int kRows = Threads / kRowThreads;          // at a time
+  static constexpr int kSteps = kRows == 16 ? 2 : 3;           // log2(64 / kRows)
+  static_assert(kRows << kSteps == 64 && kChunks >= 1);
+
+  __device__ void copy_whole(int row, std::int32_t token, const CopiedRows& tensor) const {
+    const int chunk = ptx::thread_index() % kRowThreads;
+    const char* from = ptx::advance(tensor.rows, token, tensor.token_bytes) + chunk * 16;
+    const std::uint32_t to = tensor.to + swizzled<RowBytes>(row, chunk);
+#pragma unroll
+    for (int pass = 0; pass < 1 << kSteps; ++pass) {
+      const char* row_from = from + std::int64_t{further(pass)} * tensor.token_bytes;
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c) {
+        ptx::copy_async_16(to + pass * kRows * RowBytes + c * kRowThreads * 16,
+                           row_from + c * kRowThreads * 16);
+      }
+    }
+  }
+
+  __device__ void copy_valid(int row, const ListedFragment& fragment,
+                             const CopiedRows& tensor) const {
+    const int chunk = ptx::thread_index() % kRowThreads;
+    const std::uint32_t to = tensor.to + swizzled<RowBytes>(row, chunk);
+#pragma unroll 1
+    for (int pass = 0; pass < 1 << kSteps; ++pass) {
+      const bool valid = (fragment.valid >> (row + pass * kRows) & 1) != 0;
+      const int offset = valid ? offset_ + further(pass) : 0;
+      const char* from =
+          ptx::advance(tensor.rows, fragment.first_token + offset, tensor.token_bytes) + chunk * 16;
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c) {
+        ptx::copy_async_16(to + pass * kRows * RowBytes + c * kRowThreads * 16,
+                           from + c * kRowThreads * 16, valid);
+      }
+    }
+  }
+
+  template <class List, class... Tensors>
+  __device__ void copy_gathered(const List& list, const ListedFragment& fragment,
+                                const Tensors&... tensors) const {
+    const int chunk = ptx::thread_index() % kRowThreads;
+#pragma unroll 1
+    for (int row = ptx::thread_index() / kRowThreads; row < 64; row += kRows) {
+      const GatheredSlot from = list.slot(fragment, row);
+      const bool valid = from.slot >= 0;
+      const std::int32_t token =
+          valid ? from.first_token + offset_of(side_.segments[from.place & 7], from.slot) : 0;
+      const auto copy = [&](const CopiedRows& tensor) {
+        const char* row_from = ptx::advance(tensor.rows, token, tensor.token_bytes) + chunk * 16;
+        const std::uint32_t to = tensor.to + swizzled<RowBytes>(row, chunk);
+#pragma unroll
+        for (int c = 0; c < kChunks; ++c) {
+          ptx::copy_async_16(to + c * kRowThreads * 16, row_from + c * kRowThreads * 16, valid);
+        }
+      };
+      (copy(tensors), ...);
+    }
+  }
+
+  /// Tokens from slot 0's to that of another.
+  __device__ std::int32_t offset_of(const Raster& segment, int slot) const {
+    const Box& box = side_.boxes[segment.line];
+    const int dw = slot & ((1 << box.log_w) - 1);
+    const int dh = slot >> box.log_w & ((1 << box.log_h) - 1);
+    const int dt = slot >> (box.log_w + box.log_h);
+    return (dt * segment.grid.h + dh) * segment.grid.w + dw;
+  }
+
+  /// Tokens from a thread's first row to that of a later pass.
+  __device__ std::int32_t further(int pass) const {
+    std::int32_t tokens = 0;
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) tokens += (pass >> i & 1) != 0 ? steps_[i] : 0;
+    return tokens;
+  }
 
   __device__ void enter(int index) {
     segment_ = index;
     const Raster& segment = side_.segments[index];
-    const Box& box = side_.boxes[segment.line];
-    const auto offset_of = [&](int slot) {
-      const int dw = slot & ((1 << box.log_w) - 1);
-      const int dh = slot >> box.log_w & ((1 << box.log_h) - 1);
-      const int dt = slot >> (box.log_w + box.log_h);
-      return (dt * segment.grid.h + dh) * segment.grid.w + dw;
-    };
-    const int lane = ptx::lane_index();
-    offset_low_ = offset_of(lane);
-    offset_high_ = offset_of(lane + 32);
+    offset_ = offset_of(segment, ptx::thread_index() / kRowThreads);
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) steps_[i] = offset_of(segment, kRows << i);
   }
 
   const Side& side_;
   int segment_ = -1;
-  int offset_low_ = 0;   // tokens from slot 0's to that of slot `lane`
-  int offset_high_ = 0;  // and of slot `lane` + 32
+  std::int32_t offset_ = 0;          // tokens from slot 0's to that of this thread's first row
+  std::int32_t steps_[kSteps] = {};  // and to those of slots kRows << i
 };
 
 }  // namespace vidsparse::cuda::sm80

@@ -33,9 +33,8 @@ class GradientBlock {
       : p_(parameters),
         shared_(shared),
         address_(ptx::shared_address(shared)),
-        own_(address_ + Config::kOwn + first_slot() * kRowBytes + first_row<kRowBytes>(lane_)),
-        columns_(address_ + Config::kOther + column_warp() * kColumns * kRowBytes +
-                 first_column<kRowBytes>(lane_)),
+        own_(own_rows(static_cast<int>(threadIdx.x))),
+        columns_(columns(static_cast<int>(threadIdx.x))),
         rows_((address_ + Config::kOther + first_row<kRowBytes>(lane_)) ^
               (Config::kExchanges ? column_warp() * kSumColumns * 2 : 0)),
         list_(p_.other, p_.per_tile, p_.other_fragments, shared + Config::kList),
@@ -83,10 +82,9 @@ class GradientBlock {
         ListedFragment::of(p_.own, item.fragment, __ldg(reinterpret_cast<const uint4*>(entry)));
     if (own.valid == 0) return false;
     FragmentCopy<Config::kThreads, kRowBytes> copy(p_.own);
-    copy.start(address_ + Config::kOwn, p_.own_scores.head(item.batch, item.head),
-               p_.own_scores.token_bytes, own);
-    copy.start(address_ + Config::kOwn + Config::kFragmentBytes,
-               p_.own_weights.head(item.batch, item.head), p_.own_weights.token_bytes, own);
+    copy.start(own, rows_of(p_.own_scores, item.batch, item.head, address_ + Config::kOwn),
+               rows_of(p_.own_weights, item.batch, item.head,
+                       address_ + Config::kOwn + Config::kFragmentBytes));
     ptx::commit_copies();
     if constexpr (!Config::kByKey) {
       const float* norms = norms_of(item.batch, item.head, item.fragment);
@@ -140,17 +138,38 @@ class GradientBlock {
     const Item item = Item::current(p_.per_tile);
     const int head = query_or_key_head(item);
     const std::uint32_t to = address_ + Config::kOther + stage * Config::kStageBytes;
-    copy_.start(to, p_.other_scores.head(item.batch, head), p_.other_scores.token_bytes, fragment);
-    copy_.start(to + Config::kFragmentBytes, p_.other_weights.head(item.batch, head),
-                p_.other_weights.token_bytes, fragment);
+    copy_.start_listed(list_, fragment, rows_of(p_.other_scores, item.batch, head, to),
+                       rows_of(p_.other_weights, item.batch, head, to + Config::kFragmentBytes));
     if constexpr (Config::kByKey) {
-      if (threadIdx.x < 32) {
+      if (fragment.gathered()) {
+        start_gathered_norms(to + Config::kNorms, item.batch, head, fragment);
+      } else if (threadIdx.x < 32) {
         ptx::copy_async_16(to + Config::kNorms + lane_ * 16,
                            norms_of(item.batch, head, fragment.number()) + lane_ * 4, true);
       }
     }
     ptx::commit_copies();
     return true;
+  }
+
+  /// Those of a gathered fragment's rows, one of the 128 a thread.
+  __device__ void start_gathered_norms(std::uint32_t to, int batch, int head,
+                                       const ListedFragment& fragment) const {
+    static_assert(Config::kThreads == 2 * kFragment);
+    const int thread = ptx::thread_index();
+    const GatheredSlot from = list_.slot(fragment, thread % kFragment);
+    if (from.slot >= 0) {
+      const float* norms = norms_of(batch, head, static_cast<int>(from.place >> 3));
+      ptx::copy_async_4(to + thread * 4, norms + thread / kFragment * kFragment + from.slot, true);
+    } else {  // as a row without weight
+      reinterpret_cast<float*>(shared_ + (to - address_))[thread] =
+          thread < kFragment ? INFINITY : 0.0F;
+    }
+  }
+
+  __device__ static CopiedRows rows_of(const HeadRows& tensor, int batch, int head,
+                                       std::uint32_t to) {
+    return {to, tensor.head(batch, head), tensor.token_bytes};
   }
 
   __device__ const float* norms_of(int batch, int query_head, int fragment) const {
@@ -165,17 +184,21 @@ class GradientBlock {
 
   /// One fragment's share, from the stage at `offset`.
   __device__ void add(int offset, std::uint64_t valid) {
-    const auto own = [this](int which) {
-      return [this, which](int k, int m, std::uint32_t(&rows)[4]) {
+    // Two registers that the inner loop lacks with 16 rows a warp.
+    const bool anew = kColumnWarps == 1;
+    const std::uint32_t own_at = anew ? own_rows(ptx::thread_index()) : own_;
+    const std::uint32_t columns_at = (anew ? columns(ptx::thread_index()) : columns_) + offset;
+    const auto own = [own_at](int which) {
+      return [own_at, which](int k, int m, std::uint32_t(&rows)[4]) {
         ptx::load_matrices(rows,
-                           (own_ ^ k * 32) + which * Config::kFragmentBytes + m * 16 * kRowBytes);
+                           (own_at ^ k * 32) + which * Config::kFragmentBytes + m * 16 * kRowBytes);
       };
     };
     const float* norms =
         reinterpret_cast<const float*>(shared_ + Config::kOther + offset + Config::kNorms) +
         column_warp() * kColumns + lane_ % 4 * 2;
     Scores weights;  // p
-    multiply_transposed<T, kD>(weights, own(0), columns_ + offset);
+    multiply_transposed<T, kD>(weights, own(0), columns_at);
     each_pair([&](int m, int i) {
       float2 norm = {norm_[2 * m + i / 2 % 2], norm_[2 * m + i / 2 % 2]};
       if constexpr (Config::kByKey) {
@@ -199,7 +222,7 @@ class GradientBlock {
       add_weighted(packed(weights), offset);
     }
     Scores d_scores;
-    multiply_transposed<T, kD>(d_scores, own(1), columns_ + offset + Config::kFragmentBytes);
+    multiply_transposed<T, kD>(d_scores, own(1), columns_at + Config::kFragmentBytes);
     each_pair([&](int m, int i) {
       float2 delta = {delta_[2 * m + i / 2 % 2], delta_[2 * m + i / 2 % 2]};
       if constexpr (Config::kByKey) {
@@ -218,6 +241,16 @@ class GradientBlock {
       multiply_added<T, kD, kColumns / 16>(d_scores_, packed(d_scores),
                                            rows_ + offset + column_warp() * kColumns * kRowBytes);
     }
+  }
+
+  // Lane addresses, see products.cuh.
+  __device__ std::uint32_t own_rows(int thread) const {
+    const int slot = thread / (32 * kColumnWarps) * (16 * kRowTiles);
+    return address_ + Config::kOwn + slot * kRowBytes + first_row<kRowBytes>(thread % 32);
+  }
+  __device__ std::uint32_t columns(int thread) const {
+    const int column = thread / 32 % kColumnWarps * kColumns;
+    return address_ + Config::kOther + column * kRowBytes + first_column<kRowBytes>(thread % 32);
   }
 
   template <class Visit>
