@@ -201,17 +201,12 @@ class _Forward(torch.autograd.Function):
         return *gradients, None
 
 
-# What Function.apply calls where no function transform is active, after 3 us of its own; that one
-# itself where a torch should have no such base.
-_apply = getattr(super(torch.autograd.Function, _Forward), "apply", _Forward.apply)
-
 def run(
     q: Tensor, k: Tensor | None, v: Tensor | None, gate: Tensor | None, bound: Bound
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """out, lse, mask, with autograd; what was not asked for may be anything."""
     if bound.keep or forward_ad._current_level >= 0:  # it refuses forward-mode derivatives
-        transformed = torch._C._are_functorch_transforms_active()
-        results = (_Forward.apply if transformed else _apply)(q, k, v, gate, bound)
+        results = _Forward.apply(q, k, v, gate, bound)
         return results if bound.want_lse or bound.want_mask else (results, None, None)
     return run_forward(q, k, v, gate, bound)[:3]
 

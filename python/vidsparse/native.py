@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .backends import (
     Backend,
@@ -41,6 +42,12 @@ def library() -> Path | None:
         return None
     torch.ops.load_library(path)
     return path
+
+
+def _free(operator, handle: int) -> None:
+    """An object may die while something is traced, whose graph must not free it once more."""
+    with _disable_current_modes():
+        operator(handle)
 
 
 def translate(error: RuntimeError) -> NoReturn:
@@ -86,7 +93,7 @@ class NativeKernels(Kernels):
             self._plan = ops.make_plan(*_problem_code(problem), *_device_code(device), backend)
         except RuntimeError as error:
             translate(error)
-        weakref.finalize(self, ops.free_plan, self._plan)
+        weakref.finalize(self, _free, ops.free_plan, self._plan)
         self.problem = problem
         self.backend = backend
         self.detail = ops.plan_detail(self._plan)
@@ -146,7 +153,7 @@ class NativeKernels(Kernels):
             except RuntimeError as error:
                 translate(error)
 
-        weakref.finalize(forward, ops.free_call, call)
+        weakref.finalize(forward, _free, ops.free_call, call)
         return forward
 
     def backward(

@@ -150,17 +150,12 @@ _by_sizes = Memory[Prepared]()
 _by_tensors = Memory[Prepared]()
 
 
-# os.environ.get() raises and catches an error for a variable that is not set, 0.7 us of each call;
-# the dictionary inside does not.
-_environment = getattr(os.environ, "_data", os.environ)
-_encode = str if _environment is os.environ else os.environ.encodekey
-_BACKEND, _CPU_ISA = _encode("VIDSPARSE_BACKEND"), _encode("VIDSPARSE_CPU_ISA")
-
-
 def surroundings(on_gpu: bool) -> Hashable:
     """What a choice depends on besides the call. Looked up in each: changes count."""
-    forced = _environment.get(_BACKEND)
-    return forced if on_gpu else (forced, _environment.get(_CPU_ISA), torch.get_num_threads())
+    forced = os.environ.get("VIDSPARSE_BACKEND")
+    if on_gpu:
+        return forced
+    return forced, os.environ.get("VIDSPARSE_CPU_ISA"), torch.get_num_threads()
 
 
 def prepare_sizes(
@@ -208,16 +203,12 @@ def prepare(shape: Shape, q: Tensor, k: Tensor, v: Tensor, backend: str | None) 
     return found
 
 
-def _checked(
-    shape: Shape, q: Tensor, k: Tensor, v: Tensor, backend: str | None
-) -> Prepared:
+def _checked(shape: Shape, q: Tensor, k: Tensor, v: Tensor, backend: str | None) -> Prepared:
     for name, tensor in (("q", q), ("k", k)):
         if tensor.ndim != 4:
             refuse(name, "[batch, tokens, heads, head_dim]", describe(tensor))
     batch, _, heads, head_dim = q.shape
-    found = prepare_sizes(
-        shape, batch, heads, k.shape[2], head_dim, q.dtype, q.device, backend
-    )
+    found = prepare_sizes(shape, batch, heads, k.shape[2], head_dim, q.dtype, q.device, backend)
     problem = found.problem
     if q.shape != found.query_shape:
         tokens = f"{found.query_shape[1]} tokens, as {problem.query} has"

@@ -92,6 +92,8 @@ def test_function_transforms():
     for _ in range(2):
         got = torch.autograd.grad(loss(left[0]), (k, v))
         torch.testing.assert_close(got, expected, atol=0, rtol=0)
+    k, v = k.detach(), v.detach()
+    assert not loss(left[0]).requires_grad
 
 
 class Number(torch.Tensor):
@@ -122,9 +124,7 @@ def test_gradients_that_no_kernel_reads_are_copied(monkeypatch):
     loss = torch.cat((three, out.flatten())).square().sum()
     expected = torch.autograd.grad(loss, (q, k, v), retain_graph=True)
     received = []
-    kernels = calls.prepare(
-        calls.Shape((1, *GRID), (1, *GRID), (4, 4, 4)), q, k, v, None
-    ).kernels
+    kernels = calls.prepare(calls.Shape((1, *GRID), (1, *GRID), (4, 4, 4)), q, k, v, None).kernels
     backward = type(kernels).backward
 
     def spy(self, *arguments):

@@ -17,7 +17,8 @@ struct alignas(16) KeyFragment {
   std::uint64_t valid = 0;  ///< bit s: slot s; 0: nothing to attend; of an edge box, see below
 
   // What lies in an edge box has its valid slots, at most 32, in the low half, and in the high half
-  // the units it takes and the last bit: no fragment has its last slot valid without all others.
+  // the units it takes and the last bit: no fragment has its last slot valid without all others
+  // (where rows without weights leave one like that, prepare_rows tells another slot).
   static constexpr std::uint32_t kEdge = 1U << 31;
   static constexpr std::uint64_t edge(std::uint64_t valid_slots, std::int32_t units) {
     return std::uint64_t{kEdge | static_cast<std::uint32_t>(units)} << 32 | valid_slots;
