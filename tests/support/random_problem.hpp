@@ -19,7 +19,7 @@ struct Limits {
   /// Batches of no entries.
   bool no_batch = false;
   /// This problem instead of a random one; its inputs and arguments are random still.
-  std::optional<Problem> problem;
+  std::optional<Problem> problem = std::nullopt;
 };
 
 /// What a problem is for.

@@ -48,7 +48,7 @@ struct AttendShape<64, Shape::large> {  // 34 KB, 255: 4 by registers, 4 in 164 
   using Config = AttendConfig<64, 2, 2, 4>;
 };
 template <>
-struct AttendShape<128, Shape::small> {  // 50 KB, 206: 2 by both in 100 KB
+struct AttendShape<128, Shape::small> {  // 50 KB, 211: 2 by both in 100 KB
   using Config = AttendConfig<128, 1, 2, 2>;
 };
 template <>
