@@ -56,6 +56,16 @@ TEST_P(BackendTest, NonFiniteInputs) {
   }
 }
 
+TEST_P(BackendTest, RowsWithoutWeight) {
+  const std::uint64_t seed = test_seed();
+  const std::int64_t count = test_problems(300) / 6 + 1;
+  for (std::int64_t n = 0; n < count; ++n) {
+    const auto problem = random_problem(seed + static_cast<std::uint64_t>(n), GetParam().limits);
+    add_weightless_row(*problem, problem->seed);
+    ASSERT_TRUE(passes(*problem, false)) << "enough";
+  }
+}
+
 /// More fragments than kernels look at together, most of them with an edge or two: a GPU puts
 /// several of those in the place of one.
 TEST_P(BackendTest, ShortFragments) {

@@ -106,7 +106,7 @@ void BackwardPacks::pack_queries(const PackedHead& at, std::int64_t tile,
     auto* deltas = const_cast<float*>(to.delta);
     for (int i = 0; i < width; ++i) {
       lse[i] = i < here ? lse_of(at, tokens[i]) : kInfinity;
-      deltas[i] = i < here ? delta[tokens[i]] : 0.0f;
+      deltas[i] = lse[i] < kInfinity ? delta[tokens[i]] : 0.0f;  // no gradient of a NaN either
     }
     pack(q, tokens, here, width, lse, to.q_t, to.q);
     pack(dout, tokens, here, width, lse, to.dout_t, to.dout);

@@ -403,6 +403,26 @@ void add_non_finite(RandomProblem& problem, std::uint64_t seed) {
   if (dice.chance(0.3)) add_ignored_key(problem, dice);
 }
 
+void add_weightless_row(RandomProblem& problem, std::uint64_t seed) {
+  const TensorRef& q = problem.q.ref;
+  const TensorRef& k = problem.k.ref;
+  if (q.elements() == 0 || k.elements() == 0) return;
+  Dice dice(seed);
+  if (problem.scale && *problem.scale <= 0) problem.scale.reset();
+  const std::int64_t batch = dice.between(0, q.shape[0] - 1);
+  const std::int64_t token = dice.between(0, q.shape[1] - 1);
+  const std::int64_t head = dice.between(0, q.shape[2] - 1);
+  const std::int64_t column = dice.between(0, q.shape[3] - 1);
+  const std::int64_t key_head = head / (q.shape[2] / k.shape[2]);
+  for (std::int64_t j = 0; j < k.shape[1]; ++j) {
+    store(k, k.offset(batch, j, key_head) + column, dice.uniform(-1.5, -0.5));
+  }
+  store(q, q.offset(batch, token, head) + column, std::numeric_limits<double>::infinity());
+  const TensorRef& dout = problem.dout.ref;
+  if (!dout) return;
+  store(dout, dout.offset(batch, token, head) + dice.between(0, dout.shape[3] - 1), std::nan(""));
+}
+
 std::uint64_t test_seed() {
   std::random_device device;
   const std::uint64_t fresh = (static_cast<std::uint64_t>(device()) << 32) | device();

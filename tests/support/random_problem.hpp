@@ -73,6 +73,9 @@ std::unique_ptr<RandomProblem> random_problem(std::uint64_t seed, const Limits& 
 /// Puts NaN and infinities into a few valid elements of the inputs.
 void add_non_finite(RandomProblem& problem, std::uint64_t seed);
 
+/// Makes every score of one query -inf, and puts a NaN in its dout: no gradient comes of it.
+void add_weightless_row(RandomProblem& problem, std::uint64_t seed);
+
 /// The seed a test starts from, fresh unless VIDSPARSE_TEST_SEED is set; and how many problems it
 /// runs, from VIDSPARSE_TEST_PROBLEMS.
 std::uint64_t test_seed();

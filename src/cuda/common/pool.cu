@@ -93,9 +93,10 @@ __global__ void __launch_bounds__(kWarps * 32)
     pool_kernel(const __grid_constant__ PoolParameters<T> parameters) {
   static_assert(kWarps * 32 == TableWork::kThreads);
   if (blockIdx.x >= parameters.pool_blocks) {
-    if (blockIdx.y > 0 || blockIdx.z > 0) return;
-    fill_part(parameters.table, blockIdx.x - parameters.pool_blocks,
-              gridDim.x - parameters.pool_blocks);
+    const unsigned columns = gridDim.x - parameters.pool_blocks;
+    const unsigned plane = blockIdx.z * gridDim.y + blockIdx.y;
+    fill_part(parameters.table, plane * columns + blockIdx.x - parameters.pool_blocks,
+              columns * gridDim.y * gridDim.z);
     return;
   }
   constexpr int kLanes = kD / 8;  // of one row
@@ -181,8 +182,10 @@ class PoolLaunch {
   void run(cudaStream_t stream) {
     if (count_ == 0) return fill_fragment_table(parameters_.table, stream);
     parameters_.pool_blocks = static_cast<unsigned>(blocks_);
-    const dim3 grid(static_cast<unsigned>(blocks_ + parameters_.table.blocks()),
-                    static_cast<unsigned>(std::min<std::int64_t>(context_.batch(), 65535)), count_);
+    const std::int64_t batches = std::min<std::int64_t>(context_.batch(), 65535);
+    const std::int64_t columns = core::ceil_div(parameters_.table.blocks(), batches * count_);
+    const dim3 grid(static_cast<unsigned>(blocks_ + columns), static_cast<unsigned>(batches),
+                    count_);
     if (context_.head_dim() == 64) {
       pool_kernel<T, 64><<<grid, kWarps * 32, 0, stream>>>(parameters_);
     } else {

@@ -150,6 +150,7 @@ class SelectStrip {
  private:
   static constexpr int kD = Config::kD;
   static constexpr int kChunk = Config::kChunk;
+  static_assert(128 % kChunk == 0);
 
   /// Which key tiles are there, and which the top k is chosen from.
   __device__ void list_tiles() {
@@ -312,7 +313,8 @@ class SelectStrip {
     ptx::mma_m16n8k16<__nv_bfloat16>(sum[0], sum[1], sum[2], sum[3], a, b0, b1);
   }
 
-  /// Scores of eight tiles from `first`.
+  /// Scores of eight tiles from `first`, which may lie beyond the last one, in the words that fill
+  /// a bitmap's row up to 128 tiles.
   __device__ void store_scores(const float (&sums)[3][4], int first) {
     const int row = warp_ % Config::kHeights * 16 + lane_ / 4;
     const int tile = first + lane_ % 4 * 2;
@@ -321,9 +323,8 @@ class SelectStrip {
     float scores[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      scores[i] = sums[0][i] + (sums[1][i] + sums[2][i]);
-      keys[i] = ((there >> (i % 2)) & 1U) != 0 ? key_of_number(fmaf(scores[i], p_.scale, 0.0f))
-                                               : kNoScore;
+      scores[i] = fmaf(sums[0][i] + (sums[1][i] + sums[2][i]), p_.scale, 0.0f);
+      keys[i] = ((there >> (i % 2)) & 1U) != 0 ? key_of_number(scores[i]) : kNoScore;
     }
     const float all = (scores[0] + scores[1]) + (scores[2] + scores[3]);
     if (all != all) mend_scores(scores, keys, there, row, tile);
@@ -336,13 +337,10 @@ class SelectStrip {
                               std::uint32_t there, int row, int tile) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      float score = scores[i];
-      if (((there >> (i % 2)) & 1U) == 0) continue;
-      if (score != score) {
-        score = plain_product<kD>(query_row(row + i / 2 * 8),
-                                  of_head(p_.pooled.kc) + std::int64_t{tile + i % 2} * kD);
-      }
-      keys[i] = key_of(score * p_.scale);
+      if (((there >> (i % 2)) & 1U) == 0 || scores[i] == scores[i]) continue;
+      keys[i] = key_of(plain_product<kD>(query_row(row + i / 2 * 8),
+                                         of_head(p_.pooled.kc) + std::int64_t{tile + i % 2} * kD) *
+                       p_.scale);
     }
   }
 

@@ -27,7 +27,8 @@ class FragmentCopy {
  public:
   __device__ explicit FragmentCopy(const Side& side) : side_(side) {}
 
-  /// The same of the one that `list` has returned last.
+  /// Starts the copies of `fragment` of each tensor, the one that `list` has returned last. Slots
+  /// that are not valid become zeros.
   template <class List, class... Tensors>
   __device__ void start_listed(const List& list, const ListedFragment& fragment,
                                const Tensors&... tensors) {
@@ -38,7 +39,7 @@ class FragmentCopy {
     }
   }
 
-  /// Starts the copies of `fragment` of each tensor. Slots that are not valid become zeros.
+  /// The same of one that is not gathered.
   template <class... Tensors>
   __device__ void start(const ListedFragment& fragment, const Tensors&... tensors) {
     if (fragment.segment() != segment_) enter(fragment.segment());
@@ -100,7 +101,7 @@ class FragmentCopy {
       const GatheredSlot from = list.slot(fragment, row);
       const bool valid = from.slot >= 0;
       const std::int32_t token =
-          valid ? from.first_token + offset_of(side_.segments[from.place & 7], from.slot) : 0;
+          valid ? from.first_token + offset_of(side_.segments[from.segment()], from.slot) : 0;
       const auto copy = [&](const CopiedRows& tensor) {
         const char* row_from = ptx::advance(tensor.rows, token, tensor.token_bytes) + chunk * 16;
         const std::uint32_t to = tensor.to + swizzled<RowBytes>(row, chunk);

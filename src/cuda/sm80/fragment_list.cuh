@@ -52,6 +52,9 @@ struct GatheredSlot {
   std::int32_t first_token;
   std::uint32_t place;
   std::int32_t slot;  ///< -1: none
+
+  __device__ int segment() const { return static_cast<int>(place & 7); }
+  __device__ int number() const { return static_cast<int>(place >> 3); }
 };
 
 /// What a list is made of: a row of a bitmap over tiles, and the table of their fragments.
@@ -177,7 +180,7 @@ class FragmentList {
 
     const int room = Capacity - end();
     uint4 entry = make_uint4(0, 0, 0, 0);
-    if (rank < tiles && lane < room) {
+    if (rank < tiles && lane < room && number < fragments_) {
       entry = __ldg(reinterpret_cast<const uint4*>(source.table + number));
     }
     const int valid = __popc(entry.z) + __popc(entry.w);

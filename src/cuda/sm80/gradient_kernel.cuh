@@ -159,7 +159,7 @@ class GradientBlock {
     const int thread = ptx::thread_index();
     const GatheredSlot from = list_.slot(fragment, thread % kFragment);
     if (from.slot >= 0) {
-      const float* norms = norms_of(batch, head, static_cast<int>(from.place >> 3));
+      const float* norms = norms_of(batch, head, from.number());
       ptx::copy_async_4(to + thread * 4, norms + thread / kFragment * kFragment + from.slot, true);
     } else {  // as a row without weight
       reinterpret_cast<float*>(shared_ + (to - address_))[thread] =
