@@ -11,10 +11,12 @@ from .tiles import valid_tokens
 @triton.jit
 def _mean(x, out, tokens, tile, valid, stride, E: tl.constexpr, D: tl.constexpr):
     """out [D] = mean of x [tokens, D] over the first `valid` slots of the tile, 0 for none."""
-    row = tl.arange(0, 64)
+    # A step's values stay in one warp's registers: at most 64 rows, and 16 KB.
+    STEP: tl.constexpr = min(64, 131072 // (D * x.dtype.element_ty.primitive_bitwidth))
+    row = tl.arange(0, STEP)
     column = tl.arange(0, D)
     total = tl.zeros([D], tl.float32)
-    for start in range(0, E, 64):
+    for start in range(0, E, STEP):
         token = tl.load(tokens + tile * E + start + row).to(tl.int64)
         values = tl.load(
             x + token[:, None] * stride + column[None, :],
