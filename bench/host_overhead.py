@@ -1,4 +1,4 @@
-"""Host time of a call of the PyTorch package with its plan cached: what it costs before kernels work.
+"""Host time of a call of the PyTorch package with its plan cached, before kernels work.
 
     python bench/host_overhead.py [--device cuda] [--part inference] [--json FILE]
 
