@@ -1,6 +1,5 @@
 #!/usr/bin/env python3
-"""The CUDA backend that is made of the same instructions as FlashAttention-2, beside it: rates of
-our sparse stages and of torch's dense flash backend on the same tokens and heads.
+"""Rates of the backend `sm80` beside torch's dense FlashAttention-2, made of the same instructions.
 
     bench/bench_flash.py --bench build/release/bench/gpu/gpu_stages_bench [--problems 33k,123k]
                          [--backend sm80] [--json FILE]

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""The whole layer on a GPU, raster in to raster out with a gate, forward and backward: our
-backends, torch's dense attention on the real tokens (cuDNN, forward) and PyPI's fastvideo-kernel
-with its host's tiling.
+"""The whole layer on a GPU, forward and backward: our backends beside their peers.
 
     bench/bench_layer.py [--problems 33k,wan14b-720p,123k] [--backends sm90,triton] [--flex]
                          [--json FILE]
+
+Raster in to raster out, with a gate. Peers: torch's dense attention on the real tokens (cuDNN,
+forward) and PyPI's fastvideo-kernel with its host's tiling.
 
 All take turns in one process; figures are medians of GPU time in ms, the second-level cache
 overwritten before each run. `attend` is the fine stage on the selection that our layer makes,

@@ -1,5 +1,4 @@
-"""Host time of a call of the PyTorch package, with the plan cached: what Python, torch's dispatcher
-and the library cost before any kernel works.
+"""Host time of a call of the PyTorch package with its plan cached, before kernels work.
 
     python bench/host_overhead.py [--device cuda] [--part inference] [--json FILE]
 

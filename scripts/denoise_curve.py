@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The trade-off of `vidsparse denoise`: PSNR and SSIM against sparsity, as a Markdown table.
 
-    scripts/denoise_curve.py --vidsparse build/tools/vidsparse clip.mp4 ... [--json curve.json]
+    scripts/denoise_curve.py --vidsparse build/release/tools/vidsparse clip.mp4 ... [--json FILE]
 
 Each clip: one window of 4 frames, both selections, and dense through the same op as sparsity 0.
 """
