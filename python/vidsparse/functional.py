@@ -278,8 +278,9 @@ def _number(name: str, value: float | None) -> float | None:
         return None
     try:
         return float(value)
-    except (TypeError, ValueError):
-        refuse(name, "a number", repr(value))
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        expected = "a number or a tensor of q's shape" if name == "gate" else "a finite number"
+        refuse(name, expected, value if isinstance(value, str) else type(value).__name__)
 
 
 def _compete(prefix_mode: str) -> bool:
@@ -302,7 +303,8 @@ def tokens_of(
         sizes = layout if isinstance(layout, tuple) else (layout, layout)
         if len(sizes) != 2 or not all(isinstance(x, Tensor) and x.ndim in (1, 2) for x in sizes):
             expected = "raster, or int [tiles] or [B, tiles] or a pair of these"
-            refuse("layout", expected, type(layout).__name__)
+            got = f"shapes {[list(x.shape) for x in sizes if isinstance(x, Tensor)]}"
+            refuse("layout", expected, f"{type(layout).__name__}, {got}")
         slots = sides[0] * sides[1] * sides[2]
         packed = [(2, part.shape[-1], slots, 0) for part in sizes]
         return Shape(packed[0], packed[1], sides), sizes, ("layout", "layout")
@@ -332,6 +334,10 @@ def tokens_of(
     return Shape(query_code, key_code, sides), (query_lengths, key_lengths), names
 
 
+# What autocast casts.
+_CAST = frozenset((torch.float32, torch.float16, torch.bfloat16))
+
+
 def _autocast(q: Tensor, *others: Gate) -> tuple[Any, ...]:
     """All of them, tensors in autocast's dtype where it is on."""
     device = q.device.type
@@ -339,6 +345,6 @@ def _autocast(q: Tensor, *others: Gate) -> tuple[Any, ...]:
         return q, *others
     dtype = torch.get_autocast_dtype(device)
     return tuple(
-        x.to(dtype) if isinstance(x, Tensor) and x.dtype != torch.float64 else x
+        x.to(dtype) if isinstance(x, Tensor) and x.dtype in _CAST else x
         for x in (q, *others)
     )

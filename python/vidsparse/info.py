@@ -121,10 +121,23 @@ def _problem(
     shape, _, _ = tokens_of(grid, query, key, tile, prefix, None, "raster", None, None)
     sequences = Sequence.decode(shape.query), Sequence.decode(shape.key)
     heads_kv = heads if heads_kv is None else heads_kv
-    if heads_kv < 1 or heads % heads_kv != 0:
+    sizes = dict(batch=batch, heads=heads, heads_kv=heads_kv, head_dim=head_dim)
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < (name != "batch"):
+            refuse(name, f"an integer >= {int(name != 'batch')}", repr(size))
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        refuse("dtype", "a floating dtype of torch", dtype)
+    if heads % heads_kv != 0:
         refuse("heads_kv", f"a number that divides the {heads} heads", heads_kv)
     sides = parse_tile(shape.tile)
     return Problem(*sequences, sides, batch, heads, heads_kv, head_dim, dtype)
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError):
+        refuse("device", "a device of torch", repr(device))
 
 
 def plan(
@@ -149,7 +162,7 @@ def plan(
     problem = _problem(
         grid, query, key, prefix, tile, batch, heads, heads_kv, head_dim, dtype
     )
-    where = torch.device(device)
+    where = _device(device)
     layout = problem.key_layout
     kept = None
     if sparsity is not None or top_k is not None:
@@ -179,5 +192,5 @@ def explain(
     problem = _problem(
         grid, query, key, prefix, tile, batch, heads, heads_kv, head_dim, dtype
     )
-    where = torch.device(device)
+    where = _device(device)
     return {row.name: row.can_run(problem, where) for row in backend_list()}
