@@ -44,8 +44,13 @@ class VideoSparseAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
+        for name, size in (("dim", dim), ("heads", heads), ("head_dim", head_dim)):
+            if size is not None and (not isinstance(size, int) or size < 1):
+                refuse(name, "an integer >= 1", repr(size))
+        if head_dim is None and dim % heads != 0:
+            refuse("heads", f"a divisor of dim {dim}, or head_dim beside it", heads)
         self.heads = heads
-        self.head_dim = head_dim or dim // heads
+        self.head_dim = dim // heads if head_dim is None else head_dim
         self.tile = parse_tile(tile)
         self.scale = scale
         self.prefix_mode: PrefixMode = prefix_mode
@@ -53,7 +58,7 @@ class VideoSparseAttention(nn.Module):
         self.to_gate_compress: nn.Linear | None = None
         if gate:
             width = heads * self.head_dim
-            self.to_gate_compress = gate_projection(dim, width, bias, device=device, dtype=dtype)
+            self.to_gate_compress = GateProjection(dim, width, bias, device=device, dtype=dtype)
         self.register_load_state_dict_pre_hook(_zeros_for_missing)
 
     def forward(
@@ -91,26 +96,21 @@ class VideoSparseAttention(nn.Module):
         return out
 
 
-def gate_projection(
-    dim: int,
-    width: int,
-    bias: bool = True,
-    *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> nn.Linear:
-    """A zero-initialised projection."""
-    linear = nn.Linear(dim, width, bias=bias, device=device, dtype=dtype)
-    for parameter in linear.parameters():
-        nn.init.zeros_(parameter)
-    return linear
+class GateProjection(nn.Linear):
+    """Of zeros, to begin with and whenever it is reset."""
+
+    def reset_parameters(self) -> None:
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
 
 
 def _zeros_for_missing(module: nn.Module, state_dict: dict, prefix: str, *_: object) -> None:
-    """Checkpoints from before the gate load with a gate of zero."""
+    """Checkpoints from before the gate load with a gate of zero; it lies on the CPU where the
+    module is on the meta device, whose parameters `assign=True` replaces."""
     for name, parameter in module.named_parameters(prefix=prefix.removesuffix(".")):
         if name.startswith(f"{prefix}to_gate_compress."):
-            state_dict.setdefault(name, torch.zeros_like(parameter))
+            device = "cpu" if parameter.is_meta else None
+            state_dict.setdefault(name, torch.zeros_like(parameter, device=device))
 
 
 def load_gate_weights(
