@@ -103,7 +103,6 @@ class WanSparseProcessor:
             query, key, value, grid=grid, tile=self.handle.tile, sparsity=sparsity, gate=gate,
             backend=self.handle.backend,
         )  # fmt: skip
-        assert isinstance(out, Tensor)
         out = out.flatten(2, 3)
         for layer in attn.to_out:
             out = layer(out)
