@@ -402,7 +402,7 @@ def _number(name: str, value: float | None) -> float | None:
         return None
     try:
         return float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):
+    except (TypeError, ValueError, OverflowError):
         expected = "a number or a tensor of q's shape" if name == "gate" else "a finite number"
         refuse(name, expected, value if isinstance(value, str) else type(value).__name__)
 

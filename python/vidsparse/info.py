@@ -14,7 +14,7 @@ from .backends import Problem, Verdict, backend_list, choose
 from .errors import refuse
 from .functional import tokens_of
 from .layout import TileLayout, resolve_top_k
-from .sequence import Ints, Sequence, parse_tile
+from .sequence import Ints, Sequence, is_integer, parse_tile
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,9 @@ def _problem(
     heads_kv = heads if heads_kv is None else heads_kv
     sizes = dict(batch=batch, heads=heads, heads_kv=heads_kv, head_dim=head_dim)
     for name, size in sizes.items():
-        if not isinstance(size, int) or size < (name != "batch"):
-            refuse(name, f"an integer >= {int(name != 'batch')}", repr(size))
+        least = 0 if name == "batch" else 1
+        if not is_integer(size) or size < least:
+            refuse(name, f"an integer >= {least}", repr(size))
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         refuse("dtype", "a floating dtype of torch", dtype)
     if heads % heads_kv != 0:

@@ -97,8 +97,9 @@ def video_sparse_attn_bshd(
         refuse("topk", "a number of tiles >= 1", repr(topk))
     gate = 1.0 if compress_attn_weight is None else compress_attn_weight
     if isinstance(gate, Tensor):
+        gate = gate.to(q.dtype)
         try:
-            gate = gate.to(q.dtype).expand(q.shape)
+            gate = gate.expand(q.shape)
         except RuntimeError:
             expected = f"what broadcasts to q's {list(q.shape)} as [B, S, H, D]"
             refuse("compress_attn_weight", expected, list(gate.shape))
