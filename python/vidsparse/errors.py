@@ -10,6 +10,9 @@ class ArgumentError(ValueError):
         super().__init__(message)
         self.argument = argument
 
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.argument, str(self))
+
 
 class UnsupportedError(NotImplementedError):
     """Legal, but no backend, or not the forced one, can run it here. The message has each one's

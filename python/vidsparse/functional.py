@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
 
 import torch
 from torch import Tensor
@@ -15,7 +15,75 @@ from .masks import Mask, as_bitmap, without_tail
 from .prepared import LENGTHS, Shape, count_tokens
 from .sequence import Ints, Sequence, encode_grid, parse_tile
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 Layout: TypeAlias = Literal["raster"] | Tensor | tuple[Tensor, Tensor]
+
+
+# For type checkers: the keyword arguments that do not change what a function returns. With the
+# others it returns a tuple, Any because a bool may be false.
+class _Common(TypedDict, total=False):
+    grid: Ints | None
+    query: Sequence | None
+    tile: int | Ints
+    scale: float | None
+    prefix: Ints
+    layout: Layout
+    backend: str | None
+
+
+class _Two(_Common, total=False):
+    """Where keys may lie otherwise than queries."""
+
+    key: Sequence | None
+    kv_grid: Ints | None
+    query_lengths: Tensor | None
+    key_lengths: Tensor | None
+
+
+class _Choice(TypedDict, total=False):
+    sparsity: float | None
+    top_k: int | None
+    prefix_mode: PrefixMode
+    always: Tensor | None
+
+
+class _Select(_Two, _Choice, total=False):
+    pass
+
+
+class _Whole(_Select, total=False):
+    gate: Gate
+
+
+class _Fused(_Common, _Choice, total=False):
+    gate: Gate
+    lengths: Tensor | None
+
+
+@overload
+def video_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    return_lse: Literal[False] = False,
+    return_selection: Literal[False] = False,
+    **options: Unpack[_Whole],
+) -> Tensor: ...
+
+
+@overload
+def video_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    return_lse: bool = False,
+    return_selection: bool = False,
+    **options: Unpack[_Whole],
+) -> Any: ...
 
 
 def video_sparse_attention(
@@ -97,6 +165,26 @@ def video_sparse_attention(
     )  # fmt: skip
 
 
+@overload
+def video_sparse_attention_qkvpacked(
+    qkv: Tensor,
+    *,
+    return_lse: Literal[False] = False,
+    return_selection: Literal[False] = False,
+    **options: Unpack[_Fused],
+) -> Tensor: ...
+
+
+@overload
+def video_sparse_attention_qkvpacked(
+    qkv: Tensor,
+    *,
+    return_lse: bool = False,
+    return_selection: bool = False,
+    **options: Unpack[_Fused],
+) -> Any: ...
+
+
 def video_sparse_attention_qkvpacked(
     qkv: Tensor,
     *,
@@ -137,6 +225,30 @@ def video_sparse_attention_qkvpacked(
         qkv, None, None, gate, shape, both, names, always, sparsity, top_k, prefix_mode, scale,
         backend, return_lse, return_selection, call_key,
     )  # fmt: skip
+
+
+@overload
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Mask,
+    *,
+    return_lse: Literal[False] = False,
+    **options: Unpack[_Two],
+) -> Tensor: ...
+
+
+@overload
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Mask,
+    *,
+    return_lse: bool = False,
+    **options: Unpack[_Two],
+) -> Any: ...
 
 
 def block_sparse_attention(
@@ -199,6 +311,18 @@ def pool(
         grid, query, key, tile, prefix, kv_grid, layout, query_lengths, key_lengths
     )
     return stages.pool(q, k, v, *lengths, *shape, backend, names=names)
+
+
+@overload
+def select(
+    qc: Tensor, kc: Tensor, vc: None = None, **options: Unpack[_Select]
+) -> Tensor: ...
+
+
+@overload
+def select(
+    qc: Tensor, kc: Tensor, vc: Tensor, **options: Unpack[_Select]
+) -> tuple[Tensor, Tensor]: ...
 
 
 def select(
@@ -278,8 +402,9 @@ def _number(name: str, value: float | None) -> float | None:
         return None
     try:
         return float(value)
-    except (TypeError, ValueError):
-        refuse(name, "a number", repr(value))
+    except (TypeError, ValueError, OverflowError):
+        expected = "a number or a tensor of q's shape" if name == "gate" else "a finite number"
+        refuse(name, expected, value if isinstance(value, str) else type(value).__name__)
 
 
 def _compete(prefix_mode: str) -> bool:
@@ -302,7 +427,8 @@ def tokens_of(
         sizes = layout if isinstance(layout, tuple) else (layout, layout)
         if len(sizes) != 2 or not all(isinstance(x, Tensor) and x.ndim in (1, 2) for x in sizes):
             expected = "raster, or int [tiles] or [B, tiles] or a pair of these"
-            refuse("layout", expected, type(layout).__name__)
+            got = f"shapes {[list(x.shape) for x in sizes if isinstance(x, Tensor)]}"
+            refuse("layout", expected, f"{type(layout).__name__}, {got}")
         slots = sides[0] * sides[1] * sides[2]
         packed = [(2, part.shape[-1], slots, 0) for part in sizes]
         return Shape(packed[0], packed[1], sides), sizes, ("layout", "layout")
@@ -332,6 +458,10 @@ def tokens_of(
     return Shape(query_code, key_code, sides), (query_lengths, key_lengths), names
 
 
+# What autocast casts.
+_CAST = frozenset((torch.float32, torch.float16, torch.bfloat16))
+
+
 def _autocast(q: Tensor, *others: Gate) -> tuple[Any, ...]:
     """All of them, tensors in autocast's dtype where it is on."""
     device = q.device.type
@@ -339,6 +469,6 @@ def _autocast(q: Tensor, *others: Gate) -> tuple[Any, ...]:
         return q, *others
     dtype = torch.get_autocast_dtype(device)
     return tuple(
-        x.to(dtype) if isinstance(x, Tensor) and x.dtype != torch.float64 else x
+        x.to(dtype) if isinstance(x, Tensor) and x.dtype in _CAST else x
         for x in (q, *others)
     )

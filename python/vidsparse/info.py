@@ -14,7 +14,7 @@ from .backends import Problem, Verdict, backend_list, choose
 from .errors import refuse
 from .functional import tokens_of
 from .layout import TileLayout, resolve_top_k
-from .sequence import Ints, Sequence, parse_tile
+from .sequence import Ints, Sequence, is_integer, parse_tile
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,24 @@ def _problem(
     shape, _, _ = tokens_of(grid, query, key, tile, prefix, None, "raster", None, None)
     sequences = Sequence.decode(shape.query), Sequence.decode(shape.key)
     heads_kv = heads if heads_kv is None else heads_kv
-    if heads_kv < 1 or heads % heads_kv != 0:
+    sizes = dict(batch=batch, heads=heads, heads_kv=heads_kv, head_dim=head_dim)
+    for name, size in sizes.items():
+        least = 0 if name == "batch" else 1
+        if not is_integer(size) or size < least:
+            refuse(name, f"an integer >= {least}", repr(size))
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        refuse("dtype", "a floating dtype of torch", dtype)
+    if heads % heads_kv != 0:
         refuse("heads_kv", f"a number that divides the {heads} heads", heads_kv)
     sides = parse_tile(shape.tile)
     return Problem(*sequences, sides, batch, heads, heads_kv, head_dim, dtype)
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError):
+        refuse("device", "a device of torch", repr(device))
 
 
 def plan(
@@ -149,7 +163,7 @@ def plan(
     problem = _problem(
         grid, query, key, prefix, tile, batch, heads, heads_kv, head_dim, dtype
     )
-    where = torch.device(device)
+    where = _device(device)
     layout = problem.key_layout
     kept = None
     if sparsity is not None or top_k is not None:
@@ -179,5 +193,5 @@ def explain(
     problem = _problem(
         grid, query, key, prefix, tile, batch, heads, heads_kv, head_dim, dtype
     )
-    where = torch.device(device)
+    where = _device(device)
     return {row.name: row.can_run(problem, where) for row in backend_list()}

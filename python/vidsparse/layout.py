@@ -48,6 +48,8 @@ class TileLayout:
     ((t/a)*n_H + h/b)*n_W + w/c. Immutable. Raises ArgumentError naming `tile` or `sequence`."""
 
     def __init__(self, sequence: Sequence, tile: Tile = (4, 4, 4)):
+        if not isinstance(sequence, Sequence):
+            refuse("sequence", "a Sequence", repr(sequence))
         self.sequence = sequence
         self.tile = parse_tile(tile)
         self.slots = math.prod(self.tile)  # E

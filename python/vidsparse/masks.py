@@ -13,12 +13,15 @@ from torch import Tensor
 
 from .errors import refuse
 from .layout import TileLayout, mask_words
+from .sequence import integers
 
 Mask: TypeAlias = Tensor | tuple[Tensor, Tensor]  # what `as_bitmap` takes
 
 
 def from_bool(selected: Tensor) -> Tensor:
     """bool [B, H, Nq, Nk] or [H, Nq, Nk] -> a bitmap (then of one batch entry)."""
+    if not isinstance(selected, Tensor):
+        refuse("mask", "bool [B, H, Nq, Nk] or [H, Nq, Nk]", type(selected).__name__)
     if selected.ndim == 3:
         selected = selected.unsqueeze(0)
     if selected.ndim != 4 or selected.dtype != torch.bool:
@@ -33,6 +36,11 @@ def from_bool(selected: Tensor) -> Tensor:
 
 def to_bool(mask: Tensor, key_tiles: int) -> Tensor:
     """A bitmap -> bool [B, H, Nq, key_tiles]."""
+    if not isinstance(mask, Tensor):
+        refuse("mask", "a bitmap [B, H, Nq, W] torch.int64", type(mask).__name__)
+    if mask.dtype != torch.int64 or mask.shape[-1:] != (mask_words(key_tiles),):
+        expected = f"a bitmap [B, H, Nq, {mask_words(key_tiles)}] torch.int64"
+        refuse("mask", expected, f"{list(mask.shape)} {mask.dtype}")
     shifts = torch.arange(8, dtype=torch.uint8, device=mask.device)
     octets = mask.contiguous().view(torch.uint8).unsqueeze(-1).bitwise_right_shift(shifts)
     return octets.bitwise_and(1).flatten(-2)[..., :key_tiles].to(torch.bool)
@@ -44,6 +52,9 @@ def from_indices(indices: Tensor, counts: Tensor, key_tiles: int) -> Tensor:
     if not (isinstance(indices, Tensor) and isinstance(counts, Tensor)):
         got = f"{type(indices).__name__} and {type(counts).__name__}"
         refuse("mask", "indices [B, H, Nq, M] and counts [B, H, Nq]", got)
+    if indices.device != counts.device:
+        got = f"{indices.device} and {counts.device}"
+        refuse("mask", "indices and counts on one device", got)
     if indices.ndim != 4 or counts.shape != indices.shape[:3]:
         got = f"{list(indices.shape)} and {list(counts.shape)}"
         refuse("mask", "indices [B, H, Nq, M] and counts [B, H, Nq]", got)
@@ -78,10 +89,11 @@ def as_bitmap(mask: Mask, key_tiles: int) -> Tensor:
     if isinstance(mask, tuple) and len(mask) == 2:
         return from_indices(*mask, key_tiles)
     if not isinstance(mask, Tensor):
-        refuse("mask", "a bool tensor, a bitmap, or a pair of index lists", mask)
+        got = "None" if mask is None else type(mask).__name__
+        refuse("mask", "a bool tensor, a bitmap, or a tuple of two index lists", got)
     if mask.dtype == torch.int64:
         return without_tail(mask, key_tiles)
-    if mask.shape[-1] != key_tiles:
+    if mask.shape[-1:] != (key_tiles,):
         expected = f"bool [B, H, Nq, {key_tiles}] or [H, Nq, {key_tiles}]"
         refuse("mask", expected, f"{list(mask.shape)} {mask.dtype}")
     return from_bool(mask)
@@ -89,7 +101,7 @@ def as_bitmap(mask: Mask, key_tiles: int) -> Tensor:
 
 def without_tail(mask: Tensor, key_tiles: int) -> Tensor:
     """A bitmap with zero for all bits from key_tiles on."""
-    if key_tiles % 128 == 0 or mask.shape[-1] != mask_words(key_tiles):
+    if key_tiles % 128 == 0 or mask.shape[-1:] != (mask_words(key_tiles),):
         return mask
     first = torch.arange(mask.shape[-1], device=mask.device) * 64  # bit of each word
     bits = (key_tiles - first).clamp(0, 64)
@@ -106,6 +118,9 @@ def always_window(
 ) -> Tensor:
     """Bitmap [1, 1, N, W]: video tiles keep those of the same segment within the given distances
     in tiles (t, h, w). For equal query and key sequences."""
+    expected = "three numbers of tiles (t, h, w)"
+    if len(integers("distances", expected, distances)) != 3:
+        refuse("distances", expected, distances)
     selected = torch.zeros((layout.tiles, layout.tiles), dtype=torch.bool)
     for part in layout.parts:
         if part.plain:

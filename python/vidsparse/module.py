@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .backends import PrefixMode
 from .errors import refuse
 from .functional import Layout, video_sparse_attention
-from .sequence import Ints, Sequence, parse_tile
+from .sequence import Ints, Sequence, is_integer, parse_tile
 
 
 class VideoSparseAttention(nn.Module):
@@ -44,8 +44,13 @@ class VideoSparseAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
+        for name, size in (("dim", dim), ("heads", heads), ("head_dim", head_dim)):
+            if size is not None and (not is_integer(size) or size < 1):
+                refuse(name, "an integer >= 1", repr(size))
+        if head_dim is None and dim % heads != 0:
+            refuse("heads", f"a divisor of dim {dim}, or head_dim beside it", heads)
         self.heads = heads
-        self.head_dim = head_dim or dim // heads
+        self.head_dim = dim // heads if head_dim is None else head_dim
         self.tile = parse_tile(tile)
         self.scale = scale
         self.prefix_mode: PrefixMode = prefix_mode
@@ -53,7 +58,7 @@ class VideoSparseAttention(nn.Module):
         self.to_gate_compress: nn.Linear | None = None
         if gate:
             width = heads * self.head_dim
-            self.to_gate_compress = gate_projection(dim, width, bias, device=device, dtype=dtype)
+            self.to_gate_compress = GateProjection(dim, width, bias, device=device, dtype=dtype)
         self.register_load_state_dict_pre_hook(_zeros_for_missing)
 
     def forward(
@@ -87,30 +92,24 @@ class VideoSparseAttention(nn.Module):
             layout=layout, query_lengths=query_lengths, key_lengths=key_lengths, always=always,
             backend=self.backend,
         )  # fmt: skip
-        assert isinstance(out, Tensor)
         return out
 
 
-def gate_projection(
-    dim: int,
-    width: int,
-    bias: bool = True,
-    *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> nn.Linear:
-    """A zero-initialised projection."""
-    linear = nn.Linear(dim, width, bias=bias, device=device, dtype=dtype)
-    for parameter in linear.parameters():
-        nn.init.zeros_(parameter)
-    return linear
+class GateProjection(nn.Linear):
+    """Of zeros, to begin with and whenever it is reset."""
+
+    def reset_parameters(self) -> None:
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
 
 
 def _zeros_for_missing(module: nn.Module, state_dict: dict, prefix: str, *_: object) -> None:
-    """Checkpoints from before the gate load with a gate of zero."""
+    """Checkpoints from before the gate load with a gate of zero; it lies on the CPU where the
+    module is on the meta device, whose parameters `assign=True` replaces."""
     for name, parameter in module.named_parameters(prefix=prefix.removesuffix(".")):
         if name.startswith(f"{prefix}to_gate_compress."):
-            state_dict.setdefault(name, torch.zeros_like(parameter))
+            device = "cpu" if parameter.is_meta else None
+            state_dict.setdefault(name, torch.zeros_like(parameter, device=device))
 
 
 def load_gate_weights(

@@ -63,6 +63,9 @@ class Sequence:
             for part in parts:
                 if not isinstance(part, (Plain, Video)):
                     refuse("sequence", "Plain, Video or one Packed", repr(part))
+        for part in parts:
+            if not all(map(is_integer, _code(part))):
+                refuse("sequence", "integers", repr(part))
         self._parts = parts
 
     @staticmethod
@@ -90,12 +93,7 @@ class Sequence:
         """Four integers a segment, as torch operators take them: its kind, then its sides."""
         code: list[int] = []
         for part in self._parts:
-            if isinstance(part, Plain):
-                code += (_PLAIN, part.length, 0, 0)
-            elif isinstance(part, Video):
-                code += (_VIDEO, part.t, part.h, part.w)
-            else:
-                code += (_PACKED, part.tiles, part.slots, 0)
+            code += _code(part)
         return code
 
     @staticmethod
@@ -135,36 +133,49 @@ class Sequence:
         )
 
 
+def _code(part: Segment | Packed) -> tuple[int, int, int, int]:
+    """What `Sequence.encode` has for it."""
+    if isinstance(part, Plain):
+        return _PLAIN, part.length, 0, 0
+    if isinstance(part, Video):
+        return _VIDEO, part.t, part.h, part.w
+    return _PACKED, part.tiles, part.slots, 0
+
+
 def encode_grid(grid: Ints, prefix: Ints = (), name: str = "grid") -> list[int]:
     """`Sequence.grid(grid, prefix).encode()` without the objects: torch.compile traces this.
     `name`: the caller's for `grid`."""
-    sides = _integers(name, "three sides (T, H, W)", grid)
+    sides = integers(name, "three sides (T, H, W)", grid)
     if len(sides) != 3:
         refuse(name, "three sides (T, H, W)", grid)
     code: list[int] = []
-    for length in _integers("prefix", "lengths of Plain segments", prefix):
+    for length in integers("prefix", "lengths of Plain segments", prefix):
         code += (_PLAIN, length, 0, 0)
     code += (_VIDEO, *sides)
     return code
 
 
-def _integers(name: str, expected: str, values: Ints) -> tuple[int, ...]:
+def integers(name: str, expected: str, values: Ints) -> tuple[int, ...]:
     """As a tuple. Integers in tensors are refused: they could change, and a GPU would be waited
     for."""
     if not hasattr(values, "__iter__") or isinstance(values, torch.Tensor):
         refuse(name, expected, repr(values))
     for value in values:
-        if isinstance(value, (int, torch.SymInt)):
-            continue
-        if isinstance(value, torch.Tensor) or not hasattr(value, "__index__"):
+        if not is_integer(value):
             refuse(name, expected, repr(values))
     return tuple(values)
+
+
+def is_integer(value: object) -> bool:
+    if isinstance(value, (int, torch.SymInt)):
+        return True
+    return hasattr(value, "__index__") and not isinstance(value, torch.Tensor)
 
 
 def parse_tile(tile: int | Ints) -> Tile:
     """(a, b, c), the sides of a tile in tokens along time, height and width; one number means a
     cube. Raises ArgumentError unless a*b*c is a positive multiple of 64 below 2^31."""
-    sides = (tile,) * 3 if isinstance(tile, int) else _integers("tile", "three sides", tile)
+    sides = (tile,) * 3 if isinstance(tile, int) else integers("tile", "three sides", tile)
     expected = "positive sides whose product is a multiple of 64 and below 2^31"
     if len(sides) != 3:
         refuse("tile", "three sides", tile)

@@ -1,5 +1,7 @@
 """Bad input is an exception that names the argument, what was expected and what came."""
 
+import pickle
+
 import pytest
 import torch
 
@@ -203,3 +205,83 @@ def test_sequences_refuse_nonsense():
         Sequence(Packed(2), Plain(3))
     with pytest.raises(vidsparse.ArgumentError, match="sequence: expected Plain, Video"):
         Sequence((4, 4, 4))
+
+
+def test_errors_travel_between_processes():
+    """A pool whose worker raises what its parent cannot load waits for ever."""
+    q = tensors()[0]
+    for wrong in (dict(sparsity=2.0), dict(sparsity=0.5, backend="sm90")):
+        with pytest.raises(ValueError if "backend" not in wrong else NotImplementedError) as raised:
+            vidsparse.video_sparse_attention(q, q, q, grid=GRID, **wrong)
+        again = pickle.loads(pickle.dumps(raised.value))
+        assert type(again) is type(raised.value) and str(again) == str(raised.value)
+        assert vars(again) == vars(raised.value)
+
+
+@pytest.mark.parametrize("make", [Plain, lambda n: Video(4, n, 8), lambda n: Packed(n)])
+@pytest.mark.parametrize("value", ["8", 4.0, None, torch.tensor(4)])
+def test_sides_are_integers(make, value):
+    with pytest.raises(vidsparse.ArgumentError, match=r"^sequence: expected integers, got "):
+        Sequence(make(value))
+
+
+def test_refusals_are_one_line():
+    """They name the type of what came, where its contents would fill a page."""
+    q, k, v = tensors()
+    many = torch.randn(1, 128, 2, 64)
+    chosen = torch.ones(1, 2, 2, 2, dtype=torch.bool)
+    lists = vidsparse.masks.indices_of_bool(chosen)
+    for argument, call in (
+        ("gate", lambda: vidsparse.video_sparse_attention(**with_(gate=many.numpy()))),
+        ("scale", lambda: vidsparse.video_sparse_attention(**with_(scale=10**400))),
+        ("mask", lambda: vidsparse.block_sparse_attention(q, k, v, chosen.tolist(), grid=GRID)),
+        ("mask", lambda: vidsparse.block_sparse_attention(q, k, v, list(lists), grid=GRID)),
+        ("layout", lambda: vidsparse.video_sparse_attention(**with_(grid=None, layout=many))),
+    ):
+        with pytest.raises(vidsparse.ArgumentError, match=rf"^{argument}: expected ") as refusal:
+            call()
+        assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 200
+
+
+def test_masks_of_other_kinds():
+    q, k, v = tensors()
+    chosen = torch.ones(1, 2, 2, 2, dtype=torch.bool)
+    indices, counts = vidsparse.masks.indices_of_bool(chosen)
+    for mask in (torch.tensor(True), torch.tensor(1), (indices, counts.to("meta"))):
+        with pytest.raises(vidsparse.ArgumentError, match=r"^mask: expected"):
+            vidsparse.block_sparse_attention(q, k, v, mask, grid=GRID)
+    bitmap = vidsparse.masks.from_bool(chosen)
+    for wrong in (None, chosen.float()):
+        with pytest.raises(vidsparse.ArgumentError, match=r"^mask: expected"):
+            vidsparse.masks.from_bool(wrong)
+    for mask, tiles in ((chosen, 2), (bitmap, 129), (None, 2)):
+        with pytest.raises(vidsparse.ArgumentError, match=r"^mask: expected a bitmap"):
+            vidsparse.masks.to_bool(mask, tiles)
+    layout = vidsparse.TileLayout(Sequence(Video(*GRID)))
+    for distances in (1, (1, 1), "abc"):
+        with pytest.raises(vidsparse.ArgumentError, match=r"^distances: expected"):
+            vidsparse.masks.always_window(layout, distances)
+    with pytest.raises(vidsparse.ArgumentError, match=r"^sequence: expected a Sequence"):
+        vidsparse.TileLayout(GRID)
+
+
+def test_autocast_leaves_integers_to_be_refused():
+    q, k, v = tensors(dtype=torch.float32)
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(vidsparse.ArgumentError, match=r"^q: expected a floating dtype"),
+    ):
+        vidsparse.video_sparse_attention(q.int(), k, v, grid=GRID, sparsity=0.5)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("heads", 0), ("heads", 1.5), ("batch", "a"), ("batch", -1), ("head_dim", None),
+     ("heads_kv", 3), ("dtype", "bf16"), ("dtype", torch.int32), ("device", "gpu"),
+     ("device", 1.5)],
+)  # fmt: skip
+def test_plan_names_what_it_refuses(argument, value):
+    for call in (vidsparse.plan, vidsparse.explain):
+        with pytest.raises(vidsparse.ArgumentError, match=rf"^{argument}: expected ") as refusal:
+            call(grid=GRID, **{"heads": 2, argument: value})
+        assert refusal.value.argument == argument

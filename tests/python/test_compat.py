@@ -63,6 +63,27 @@ def test_metadata_of_fake_tensors_is_not_kept():
     assert sizes.tolist() == [len(t) for t in transcription.tiles_of_video(grid, tile)]
 
 
+def test_metadata_is_made_once(device):
+    """Hosts ask for it in every denoising step; and it serves training after inference."""
+    with torch.inference_mode():
+        first = kernel.build_vsa_metadata((3, 7, 10), device=device)
+    again = kernel.build_vsa_metadata([3, 7, 10], [4, 4, 4], device.type)
+    for name in ("tile_partition_indices", "reverse_tile_partition_indices",
+                 "variable_block_sizes"):  # fmt: skip
+        assert again[name] is first[name] and not first[name].is_inference()
+    x = torch.randn(1, 210, 1, 64, device=device, requires_grad=True)
+    x[:, first["tile_partition_indices"]].sum().backward()
+    assert x.grad.eq(1).all()
+
+
+@pytest.mark.parametrize("argument", ["dit_seq_shape", "tile"])
+@pytest.mark.parametrize("wrong", [(4, 4), 3, None, (4.0, 4, 4)])
+def test_wrong_shapes_are_named(argument, wrong):
+    shape, tile = (wrong, (4, 4, 4)) if argument == "dit_seq_shape" else ((5, 5, 5), wrong)
+    with pytest.raises(ValueError, match=rf"^{argument}: expected"):
+        kernel.build_vsa_metadata(shape, tile, "cpu")
+
+
 @pytest.mark.parametrize("weight", ["none", "tensor"])
 @pytest.mark.parametrize("layout", ["bhsd", "bshd"])
 @pytest.mark.parametrize("block_size", [64, 4, (4, 4, 4)])
@@ -237,3 +258,39 @@ def test_wrong_sizes_are_named():
             kernel.video_sparse_attn(x, x, x, good, wrong, 1)
         with pytest.raises(ValueError, match="variable_block_sizes: expected"):
             kernel.block_sparse_attn(x, x, x, block_map, wrong)
+
+
+def test_wrong_tensors_are_named():
+    x = torch.randn(1, 2, 128, 64).bfloat16()
+    sizes = torch.tensor([64, 64])
+    block_map = torch.ones(2, 2, 2, dtype=torch.bool)
+    for wrong in (None, [1], x[0]):
+        for place, name in enumerate("qkv"):
+            inputs = [x, x, x]
+            inputs[place] = wrong
+            for call in (
+                lambda q, k, v: kernel.video_sparse_attn(q, k, v, sizes, sizes, 1),
+                lambda q, k, v: kernel.video_sparse_attn_bshd(q, k, v, sizes, sizes, 1),
+                lambda q, k, v: kernel.block_sparse_attn(q, k, v, block_map, sizes),
+            ):
+                with pytest.raises(ValueError, match=rf"^{name}: expected"):
+                    call(*inputs)
+    for wrong in (0.5, x[..., :3], [1]):
+        with pytest.raises(ValueError, match=r"^compress_attn_weight: expected"):
+            kernel.video_sparse_attn(x, x, x, sizes, sizes, 1, compress_attn_weight=wrong)
+    for wrong in (None, "1", 0, -1, 1.5):
+        with pytest.raises(ValueError, match=r"^topk: expected"):
+            kernel.video_sparse_attn(x, x, x, sizes, sizes, wrong)
+    for wrong in (None, [[True]]):
+        with pytest.raises(ValueError, match=r"^block_map: expected"):
+            kernel.block_sparse_attn(x, x, x, wrong, sizes)
+
+
+def test_entries_that_are_no_tile_choose_none(device):
+    """As in lists of map_to_index, whose unused entries are -1: none may fault the context."""
+    block_map = torch.rand(2, 3, 5, 7, device=device) < 0.4
+    lists, _ = index.map_to_index(block_map)
+    lists[..., -1] = 99
+    block_map[..., -1] &= block_map.sum(-1) < 7
+    for transpose in (False, True):
+        assert torch.equal(index.topk_index_to_map(lists, 7, transpose), block_map)

@@ -1,5 +1,9 @@
 """The integration with diffusers' Wan models, on small ones with random weights."""
 
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -138,7 +142,7 @@ def test_refused_gate_weights_leave_the_stock_model():
         enable(Pipeline(), gate_weights=weights)
     for transformer in (Pipeline.transformer, Pipeline.transformer_2):
         assert not any("gate_compress" in name for name, _ in transformer.named_parameters())
-        assert not transformer._forward_pre_hooks
+        assert not transformer.rope._forward_hooks
         for block in transformer.blocks:
             assert type(block.attn1.processor).__name__ == "WanAttnProcessor"
 
@@ -163,3 +167,83 @@ def test_compiled_transformer():
             torch.testing.assert_close(out, eager, atol=1e-4, rtol=1e-4)
             seen.append(counters["stats"]["unique_graphs"])
     assert seen == [1, 2, 2, 2]
+
+
+def test_grids_go_with_their_calls():
+    """Two videos of one length and other sides, whose layers are recomputed after both."""
+    transformer = model().train()
+    enable(transformer, sparsity=0.75, gate_weights={})
+    calls = [inputs() for _ in range(2)]
+    calls[1]["hidden_states"] = torch.randn(1, 4, 5, 18, 12)
+    gradients = []
+    for checkpointing in (False, True):
+        transformer.zero_grad()
+        if checkpointing:
+            transformer.enable_gradient_checkpointing()
+        sum(transformer(**call)[0].square().mean() for call in calls).backward()
+        gradients.append([p.grad for p in transformer.parameters() if p.grad is not None])
+    torch.testing.assert_close(*gradients)
+
+
+def test_threads_share_a_model():
+    transformer = model()
+    enable(transformer, sparsity=0.5)
+    calls = [inputs() for _ in range(2)]
+    calls[1]["hidden_states"] = torch.randn(1, 4, 5, 18, 12)
+
+    def run(call):
+        with torch.no_grad():
+            return transformer(**call)[0]
+
+    expected = [run(call) for call in calls]
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(10):
+            torch.testing.assert_close(list(threads.map(run, calls)), expected)
+
+
+def test_enabled_twice_is_refused():
+    transformer, call = model(), inputs()
+    with torch.no_grad():
+        (stock,) = transformer(**call)
+        handle = enable(transformer, sparsity=0.5, gate_weights={})
+        with pytest.raises(vidsparse.ArgumentError, match="pipe_or_transformer: expected stock"):
+            enable(transformer, sparsity=0.9)
+        assert hasattr(transformer.blocks[0].attn1, "to_gate_compress")
+        handle.disable()
+        handle.disable()
+        (again,) = transformer(**call)
+    assert torch.equal(again, stock)
+    assert not transformer.rope._forward_hooks
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_of_an_enabled_model(duplicate):
+    """They have a handle of their own."""
+    transformer, call = model(), inputs()
+    handle = enable(transformer, sparsity=0.5, gate_weights={})
+    other = duplicate(transformer)
+    with torch.no_grad():
+        (expected,) = transformer(**call)
+        (got,) = other(**call)
+        torch.testing.assert_close(got, expected)
+        other.blocks[0].attn1.processor.handle.disable()
+        (again,) = transformer(**call)
+    assert torch.equal(again, expected)
+    assert type(other.blocks[1].attn1.processor).__name__ == "WanAttnProcessor"
+    assert not any("gate_compress" in name for name, _ in other.named_parameters())
+    handle.disable()
+    assert not any("gate_compress" in name for name, _ in transformer.named_parameters())
+
+
+def test_what_enable_refuses():
+    wrapped = torch.nn.ModuleDict({"module": model()})  # as DistributedDataParallel wraps one
+    with pytest.raises(vidsparse.ArgumentError, match=r"pipe_or_transformer: .* got ModuleDict"):
+        enable(wrapped)
+    name = "blocks.0.attn1.to_gate_compress.weight"
+    for weights in ([name], {name: [0.0]}, 3):
+        transformer = model()
+        with pytest.raises(vidsparse.ArgumentError, match="gate_weights: expected"):
+            enable(transformer, gate_weights=weights)
+        assert type(transformer.blocks[0].attn1.processor).__name__ == "WanAttnProcessor"
+    with pytest.raises(vidsparse.ArgumentError, match="sparsity: expected"):
+        enable(model(), sparsity=1.0)

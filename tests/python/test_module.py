@@ -68,3 +68,38 @@ def test_gate_weights_of_hosts(place):
         load_gate_weights(gates, twice)
     with pytest.raises(vidsparse.ArgumentError, match="gate_weights: expected"):
         load_gate_weights(gates, {f"{name}weight": weight[:4]})
+
+
+def test_gate_is_zero_after_materialisation():
+    """Trainers make modules on the meta device, then empty memory for them, and reset what can
+    be."""
+    with torch.device("meta"):
+        module = vidsparse.VideoSparseAttention(64, 2)
+    module.to_empty(device="cpu")
+    nn.init.normal_(module.to_gate_compress.weight)
+    for part in module.modules():
+        if hasattr(part, "reset_parameters"):
+            part.reset_parameters()
+    assert not any(p.any() for p in module.parameters())
+
+
+def test_gates_missing_in_a_checkpoint_that_is_assigned():
+    with torch.device("meta"):
+        attention = vidsparse.VideoSparseAttention(64, 2, dtype=torch.bfloat16)
+        host = nn.ModuleDict({"attn": attention, "out": nn.Linear(2, 2)})
+    host.load_state_dict(nn.ModuleDict({"out": nn.Linear(2, 2)}).state_dict(), assign=True)
+    for parameter in attention.parameters():
+        assert parameter.device == torch.device("cpu") and parameter.dtype == torch.bfloat16
+        assert parameter.requires_grad and not parameter.any()
+
+
+@pytest.mark.parametrize(
+    ("argument", "sizes"),
+    [("heads", (64, 0)), ("heads", (64, -2)), ("heads", (64, 3)), ("heads", (64, 65)),
+     ("heads", (64, 2.0)), ("dim", ("a", 2)), ("dim", (0, 2)), ("head_dim", (64, 2, 0)),
+     ("head_dim", (64, 2, -32))],
+)  # fmt: skip
+def test_sizes_are_checked(argument, sizes):
+    with pytest.raises(vidsparse.ArgumentError, match=rf"^{argument}: expected"):
+        vidsparse.VideoSparseAttention(*sizes)
+    assert vidsparse.VideoSparseAttention(64, 3, 32).head_dim == 32

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..errors import refuse
 from ..functional import block_sparse_attention, video_sparse_attention
-from ..sequence import Packed, Sequence, parse_tile
+from ..prepared import describe
+from ..sequence import Packed, Sequence, is_integer, parse_tile
 from . import triton_kernels
 from .metadata import (
     VSA_TILE_SIZE,
@@ -60,13 +61,14 @@ def video_sparse_attn(
     """q [B, H, Sq, D], k and v [B, H, Sk, D], packed; sizes int [tiles]. Without
     `compress_attn_weight` the pooled branch is added ungated. `block_size`: sides of a tile; one
     number is a cube, and both 4 and 64 mean the tile of 64 tokens."""
-    weight = None if compress_attn_weight is None else _swap(compress_attn_weight)
-    return _swap(
-        video_sparse_attn_bshd(
-            _swap(q), _swap(k), _swap(v), variable_block_sizes, q_variable_block_sizes, topk,
-            block_size, weight,
-        )
+    weight = compress_attn_weight
+    if weight is not None:
+        weight = _bshd("compress_attn_weight", weight)
+    out = video_sparse_attn_bshd(
+        _bshd("q", q), _bshd("k", k), _bshd("v", v), variable_block_sizes, q_variable_block_sizes,
+        topk, block_size, weight,
     )  # fmt: skip
+    return out.transpose(1, 2)
 
 
 def video_sparse_attn_bshd(
@@ -81,6 +83,8 @@ def video_sparse_attn_bshd(
 ) -> Tensor:
     """`video_sparse_attn` of [B, S, H, D] tensors."""
     tile = parse_tile(4 if block_size == 64 else block_size)
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        _check_tensor(name, tensor, "[B, S, H, D]")
     for name, sizes, tokens in (
         ("variable_block_sizes", variable_block_sizes, k),
         ("q_variable_block_sizes", q_variable_block_sizes, q),
@@ -89,15 +93,21 @@ def video_sparse_attn_bshd(
         if sizes.numel() * math.prod(tile) != tokens.shape[1]:
             got = f"{sizes.numel()} for {tokens.shape[1]} tokens"
             refuse(name, f"a size for each tile of {math.prod(tile)} tokens", got)
+    if not (isinstance(topk, Tensor) or is_integer(topk)) or topk < 1:
+        refuse("topk", "a number of tiles >= 1", repr(topk))
     gate = 1.0 if compress_attn_weight is None else compress_attn_weight
     if isinstance(gate, Tensor):
-        gate = gate.to(q.dtype).expand(q.shape)
+        gate = gate.to(q.dtype)
+        try:
+            gate = gate.expand(q.shape)
+        except RuntimeError:
+            expected = f"what broadcasts to q's {list(q.shape)} as [B, S, H, D]"
+            refuse("compress_attn_weight", expected, list(gate.shape))
         gate = gate if gate.stride(3) == 1 else gate.contiguous()
     out = video_sparse_attention(
         q, k, v, layout=(q_variable_block_sizes.view(-1), variable_block_sizes.view(-1)),
         tile=tile, top_k=min(topk, variable_block_sizes.numel()), gate=gate,
     )  # fmt: skip
-    assert isinstance(out, Tensor)
     return out
 
 
@@ -107,6 +117,9 @@ def block_sparse_attn(
     """Attention over block_map, bool [B, H, Nq, Nk] or [H, Nq, Nk]; `variable_block_sizes` are the
     keys', every query slot counts. Returns o [B, H, Sq, D] and M float32 [B, H, Sq], the
     log2-sum-exp2 of the scores times log2(e)."""
+    if not isinstance(block_map, Tensor):
+        expected = "a tensor [B, H, Nq, Nk] or [H, Nq, Nk]"
+        refuse("block_map", expected, type(block_map).__name__)
     return _attend(q, k, v, block_map.to(torch.bool), variable_block_sizes)
 
 
@@ -132,23 +145,33 @@ def _check_sizes(name: str, sizes: Tensor, tokens: Tensor) -> None:
         refuse(name, expected, f"{sizes.dtype} on {sizes.device}")
 
 
+def _check_tensor(name: str, x: Tensor, shape: str) -> None:
+    if not isinstance(x, Tensor):
+        refuse(name, f"a tensor {shape}", type(x).__name__)
+    if x.ndim != 4:
+        refuse(name, f"a tensor {shape}", describe(x))
+
+
 def _attend(q, k, v, mask, sizes):
+    q, k, v = _bshd("q", q), _bshd("k", k), _bshd("v", v)
     _check_sizes("variable_block_sizes", sizes, k)
     tiles = sizes.numel()
-    slots = k.shape[2] // max(tiles, 1)
-    if slots * tiles != k.shape[2] or slots % 64 != 0:
+    slots = k.shape[1] // max(tiles, 1)
+    if slots * tiles != k.shape[1] or slots == 0 or slots % 64 != 0:
         expected = "a size for each key tile of a multiple of 64 tokens"
-        refuse("variable_block_sizes", expected, f"{tiles} for {k.shape[2]} tokens")
+        refuse("variable_block_sizes", expected, f"{tiles} for {k.shape[1]} tokens")
     tile = (4, 4, slots // 16)
     out, lse = block_sparse_attention(
-        _swap(q), _swap(k), _swap(v), mask, query=Sequence(Packed(q.shape[2] // slots, slots)),
+        q, k, v, mask, query=Sequence(Packed(q.shape[1] // slots, slots)),
         key=Sequence(Packed(tiles, slots)), tile=tile, key_lengths=sizes.view(-1),
         return_lse=True,
     )  # fmt: skip
-    return _swap(out), lse * math.log2(math.e)
+    return out.transpose(1, 2), lse * math.log2(math.e)
 
 
-def _swap(x: Tensor) -> Tensor:
+def _bshd(name: str, x: Tensor) -> Tensor:
+    """[B, H, S, D] -> [B, S, H, D]."""
+    _check_tensor(name, x, "[B, H, S, D]")
     return x.transpose(1, 2)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -10,39 +10,73 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..layout import TileLayout, layout_of
-from ..sequence import Sequence, Tile, parse_tile
+from ..sequence import Sequence, Tile, encode_grid, parse_tile
 
 VSA_TILE_SIZE = (4, 4, 4)
 
 
 def _layout(dit_seq_shape: Tile, tile_size: Tile) -> TileLayout:
-    return layout_of(Sequence.grid(tuple(dit_seq_shape)), parse_tile(tuple(tile_size)))
+    sequence = Sequence.decode(encode_grid(dit_seq_shape, (), "dit_seq_shape"))
+    return layout_of(sequence, parse_tile(tile_size))
 
 
-@lru_cache(maxsize=64)
-def _kept_slot_tokens(layout: TileLayout) -> Tensor:
-    return layout.slot_tokens()
+def _kept(
+    make: Callable[[TileLayout, torch.device], Tensor],
+) -> Callable[[TileLayout, torch.device | str], Tensor]:
+    """`make`, once for each layout and device: hosts ask in every step."""
+    cached = lru_cache(maxsize=16)(make)
+
+    def kept(layout: TileLayout, device: torch.device | str) -> Tensor:
+        where = torch.empty(0, device=device).device  # "cuda" with its index
+        if _get_current_dispatch_mode() is not None:  # its tensors, fake ones say, end with it
+            return make(layout, where)
+        with torch.inference_mode(False):  # for training too
+            return cached(layout, where)
+
+    return kept
 
 
-def _slot_tokens(layout: TileLayout) -> Tensor:
-    if _get_current_dispatch_mode() is not None:  # its tensors, fake ones say, must not outlive it
-        return layout.slot_tokens()
-    return _kept_slot_tokens(layout)
+@_kept
+def _slot_tokens(layout: TileLayout, device: torch.device) -> Tensor:
+    return layout.slot_tokens().to(device)
+
+
+@_kept
+def _partition(layout: TileLayout, device: torch.device) -> Tensor:
+    table = _slot_tokens(layout, "cpu")
+    return table[table >= 0].to(device)
+
+
+@_kept
+def _reverse(layout: TileLayout, device: torch.device) -> Tensor:
+    tokens = _partition(layout, "cpu")
+    places = torch.empty_like(tokens)
+    places[tokens] = torch.arange(tokens.numel(), device="cpu")
+    return places.to(device)
+
+
+@_kept
+def _sizes(layout: TileLayout, device: torch.device) -> Tensor:
+    return (_slot_tokens(layout, "cpu") >= 0).sum(1, dtype=torch.int32).to(device)
+
+
+@_kept
+def _non_pad(layout: TileLayout, device: torch.device) -> Tensor:
+    return get_non_pad_index(_sizes(layout, "cpu"), layout.slots).to(device)
 
 
 def get_tile_partition_indices(
     dit_seq_shape: Tile, tile_size: Tile, device: torch.device | str
 ) -> Tensor:
     """int64 [T*H*W]: the raster token of each place in tile order, pads left out."""
-    table = _slot_tokens(_layout(dit_seq_shape, tile_size))
-    return table[table >= 0].to(device)
+    return _partition(_layout(dit_seq_shape, tile_size), device)
 
 
 def get_reverse_tile_partition_indices(
     dit_seq_shape: Tile, tile_size: Tile, device: torch.device | str
 ) -> Tensor:
     """int64 [T*H*W]: the place in tile order of each raster token."""
-    return torch.argsort(get_tile_partition_indices(dit_seq_shape, tile_size, "cpu")).to(device)
+    return _reverse(_layout(dit_seq_shape, tile_size), device)
 
 
 def construct_variable_block_sizes(
@@ -52,8 +86,7 @@ def construct_variable_block_sizes(
     tile_size: Tile = VSA_TILE_SIZE,
 ) -> Tensor:
     """int32 [tiles]: valid tokens of each tile. `num_tiles` follows from the other two."""
-    table = _slot_tokens(_layout(dit_seq_shape, tile_size))
-    return (table >= 0).sum(1, dtype=torch.int32).to(device)
+    return _sizes(_layout(dit_seq_shape, tile_size), device)
 
 
 def get_non_pad_index(variable_block_sizes: Tensor, max_block_size: int) -> Tensor:
@@ -67,18 +100,14 @@ def build_vsa_metadata(
     tile_size: Tile = VSA_TILE_SIZE,
     device: torch.device | str = "cuda",
 ) -> dict[str, Tensor | Tile | int]:
-    """All of the above for a video of `dit_seq_shape` (T, H, W) tokens."""
-    (t, h, w), (a, b, c) = dit_seq_shape, tile_size
-    num_tiles = (-(-t // a), -(-h // b), -(-w // c))
-    sizes = construct_variable_block_sizes(dit_seq_shape, num_tiles, "cpu", tile_size)
-    slots = math.prod(tile_size)
+    """All of the above for a video of `dit_seq_shape` (T, H, W) tokens. Further calls get the same
+    tensors."""
+    layout = _layout(dit_seq_shape, tile_size)
     return {
-        "tile_partition_indices": get_tile_partition_indices(dit_seq_shape, tile_size, device),
-        "reverse_tile_partition_indices": get_reverse_tile_partition_indices(
-            dit_seq_shape, tile_size, device
-        ),
-        "variable_block_sizes": sizes.to(device),
-        "non_pad_index": get_non_pad_index(sizes, slots).to(device),
-        "num_tiles": num_tiles,
-        "max_block_size": slots,
+        "tile_partition_indices": _partition(layout, device),
+        "reverse_tile_partition_indices": _reverse(layout, device),
+        "variable_block_sizes": _sizes(layout, device),
+        "non_pad_index": _non_pad(layout, device),
+        "num_tiles": layout.parts[0].tile_grid,
+        "max_block_size": layout.slots,
     }

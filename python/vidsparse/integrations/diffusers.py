@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..errors import UnsupportedError, refuse
 from ..functional import video_sparse_attention
-from ..module import gate_projection, load_gate_weights
+from ..layout import top_k_of
+from ..module import GateProjection, load_gate_weights
 from ..sequence import Ints, parse_tile
 
 GateWeights = Mapping[str, Tensor] | str | Path
@@ -32,13 +34,31 @@ class Handle:
         self.tile = parse_tile(tile)
         self.backend = backend
         self.loaded_gates: list[str] = []  # paths of those found in gate_weights
-        self._undo: list = []
+        self._hooks: list[RemovableHandle] = []
+        self._stock: list[tuple[WanAttention, Any]] = []  # with the processors they had
+        self._gated: list[WanAttention] = []
 
     def disable(self) -> None:
         """Puts the stock attention back and removes the gates."""
-        for action in reversed(self._undo):
-            action()
-        self._undo.clear()
+        for hook in self._hooks:
+            hook.remove()
+        for attn, processor in self._stock:
+            attn.set_processor(processor)
+        for attn in self._gated:
+            del attn.to_gate_compress
+        for done in (self._hooks, self._stock, self._gated):
+            done.clear()
+
+
+class _Call(NamedTuple):
+    """What a transformer hands to its blocks as rotary embedding, with what else is said of the
+    whole call: so it reaches each layer by threads that share a model, and again where a layer is
+    recomputed after other calls."""
+
+    freqs_cos: Tensor  # [1, S, 1, D]
+    freqs_sin: Tensor
+    grid: tuple[int, int, int]
+    sparsity: float
 
 
 class WanSparseProcessor:
@@ -47,9 +67,8 @@ class WanSparseProcessor:
     _attention_backend = None  # diffusers sets these on processors
     _parallel_config = None
 
-    def __init__(self, handle: Handle, place: _Place):
+    def __init__(self, handle: Handle):
         self.handle = handle
-        self.place = place
 
     def __call__(
         self,
@@ -60,6 +79,10 @@ class WanSparseProcessor:
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """hidden_states [B, T*H*W, dim] -> the same shape."""
+        if not isinstance(rotary_emb, _Call):
+            expected = "that of the transformer's own rope"
+            refuse("rotary_emb", expected, type(rotary_emb).__name__)
+        freqs_cos, freqs_sin, grid, sparsity = rotary_emb
         if attention_mask is not None or encoder_hidden_states is not None:
             refuse("attention_mask", "self-attention without a mask", "another kind")
         if self._parallel_config is not None:
@@ -72,34 +95,34 @@ class WanSparseProcessor:
             )
         query, key = attn.norm_q(query), attn.norm_k(key)
         query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
-        if rotary_emb is not None:
-            query, key = (_rotate(x, *rotary_emb) for x in (query, key))
+        query, key = (_rotate(x, freqs_cos, freqs_sin) for x in (query, key))
         gate = getattr(attn, "to_gate_compress", None)
         if gate is not None:
             gate = gate(hidden_states).unflatten(2, (attn.heads, -1)).type_as(query)
         out = video_sparse_attention(
-            query, key, value, grid=self.place.grid, tile=self.handle.tile,
-            sparsity=self.handle.sparsity, gate=gate, backend=self.handle.backend,
+            query, key, value, grid=grid, tile=self.handle.tile, sparsity=sparsity, gate=gate,
+            backend=self.handle.backend,
         )  # fmt: skip
-        assert isinstance(out, Tensor)
         out = out.flatten(2, 3)
         for layer in attn.to_out:
             out = layer(out)
         return out
 
 
-class _Place:
-    """The grid of the video that a transformer works on, taken from its own input."""
+class _RopeHook:
+    """Makes a _Call of what a transformer's rope returns; the grid is that of the rope's input."""
 
-    def __init__(self, patch_size: Ints):
+    def __init__(self, handle: Handle, patch_size: Ints):
+        self.handle = handle
         self.patch_size = patch_size
-        self.grid: tuple[int, int, int] | None = None
 
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def __call__(
+        self, rope: nn.Module, args: tuple, kwargs: dict, freqs: tuple[Tensor, Tensor]
+    ) -> _Call:
         video = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         t, h, w = video.shape[-3:]
         p_t, p_h, p_w = self.patch_size
-        self.grid = (t // p_t, h // p_h, w // p_w)
+        return _Call(*freqs, (t // p_t, h // p_h, w // p_w), self.handle.sparsity)
 
 
 def _rotate(x: Tensor, freqs_cos: Tensor, freqs_sin: Tensor) -> Tensor:
@@ -128,9 +151,10 @@ def enable(
             names that begin with its own ("transformer_2."), where any do.
         tile, backend: as in `video_sparse_attention`.
 
-    Raises ArgumentError where there is no such transformer, or a weight has another shape or could
-    be one of several; the models are as they were then.
+    Raises ArgumentError where there is no such transformer or it is enabled already, or a weight
+    has another shape or could be one of several; the models are as they were then.
     """
+    top_k_of(sparsity, 1)  # refuses what is no sparsity
     handle = Handle(sparsity, tile, backend)
     transformers = _transformers(pipe_or_transformer)
     weights = _read(gate_weights)
@@ -147,20 +171,18 @@ def _convert(
     transformer: Any, handle: Handle, weights: Mapping[str, Tensor] | None
 ) -> None:
     """One transformer."""
-    place = _Place(tuple(transformer.config.patch_size))
-    hook = transformer.register_forward_pre_hook(place, with_kwargs=True)
-    handle._undo.append(hook.remove)
+    hook = _RopeHook(handle, tuple(transformer.config.patch_size))
+    handle._hooks.append(transformer.rope.register_forward_hook(hook, with_kwargs=True))
     gates = {}
     for path, attn in _self_attention(transformer).items():
-        stock = attn.processor
-        attn.set_processor(WanSparseProcessor(handle, place))
-        handle._undo.append(lambda attn=attn, stock=stock: attn.set_processor(stock))
+        handle._stock.append((attn, attn.processor))
+        attn.set_processor(WanSparseProcessor(handle))
         if weights is not None:
             like = attn.to_out[0].weight
-            gates[path] = attn.to_gate_compress = gate_projection(
+            gates[path] = attn.to_gate_compress = GateProjection(
                 like.shape[0], attn.inner_dim, device=like.device, dtype=like.dtype
             )
-            handle._undo.append(lambda attn=attn: delattr(attn, "to_gate_compress"))
+            handle._gated.append(attn)
     if weights is not None:
         handle.loaded_gates += load_gate_weights(gates, weights)
 
@@ -185,23 +207,40 @@ def _self_attention(transformer: nn.Module) -> dict[str, WanAttention]:
 
 def _transformers(pipe_or_transformer: object) -> dict[str, Any]:
     """By the name that a pipeline has for it; a transformer itself has none."""
-    if isinstance(pipe_or_transformer, nn.Module) and _self_attention(pipe_or_transformer):
-        return {"": pipe_or_transformer}
-    candidates = {
-        name: getattr(pipe_or_transformer, name, None) for name in ("transformer", "transformer_2")
-    }
-    found = {
-        name: x for name, x in candidates.items() if isinstance(x, nn.Module) and _self_attention(x)
-    }
+    candidates = {"": pipe_or_transformer}
+    if not _is_transformer(pipe_or_transformer):
+        names = ("transformer", "transformer_2")
+        candidates = {name: getattr(pipe_or_transformer, name, None) for name in names}
+    found = {name: x for name, x in candidates.items() if _is_transformer(x)}
     if not found:
         expected = "a WanTransformer3DModel or a pipeline with one"
         refuse("pipe_or_transformer", expected, type(pipe_or_transformer).__name__)
+    for transformer in found.values():
+        for attn in _self_attention(transformer).values():
+            if isinstance(attn.processor, WanSparseProcessor):
+                expected = "stock attention"
+                refuse("pipe_or_transformer", expected, "one whose handle was not disabled yet")
     return found
+
+
+def _is_transformer(candidate: object) -> TypeGuard[Any]:
+    """Not one wrapped in another module, as for data-parallel training."""
+    if not isinstance(candidate, nn.Module) or not hasattr(candidate, "rope"):
+        return False
+    return bool(_self_attention(candidate))
 
 
 def _read(gate_weights: GateWeights | None) -> Mapping[str, Tensor] | None:
     if isinstance(gate_weights, (str, Path)):
         from safetensors.torch import load_file
 
-        return load_file(gate_weights)
+        gate_weights = load_file(gate_weights)
+    if gate_weights is None:
+        return None
+    if not isinstance(gate_weights, Mapping):
+        got = type(gate_weights).__name__
+        refuse("gate_weights", "None, a state dict or a file of safetensors", got)
+    for name, weight in gate_weights.items():
+        if "to_gate_compress." in name and not isinstance(weight, Tensor):
+            refuse("gate_weights", f"a tensor for {name}", type(weight).__name__)
     return gate_weights

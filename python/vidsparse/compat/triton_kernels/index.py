@@ -23,12 +23,12 @@ def invert_indices(q2k_idx: Tensor, q2k_num: Tensor, num_kv_blocks: int) -> tupl
 
 def topk_index_to_map(index: Tensor, num_kv_blocks: int, transpose_map: bool = False) -> Tensor:
     """int [B, H, Nq, topk] -> bool [B, H, Nq, num_kv_blocks]; with `transpose_map` a view whose
-    query dimension is contiguous."""
-    batch, heads, rows, _ = index.shape
+    query dimension is contiguous. Entries that are no tile choose none."""
+    # Column num_kv_blocks takes those and is cut off.
+    target = torch.where((index >= 0) & (index < num_kv_blocks), index, num_kv_blocks).long()
+    block_map = torch.zeros(
+        (*index.shape[:3], num_kv_blocks + 1), dtype=torch.bool, device=index.device
+    ).scatter_(3, target, True)[..., :num_kv_blocks]
     if transpose_map:
-        shape = (batch, heads, num_kv_blocks, rows)
-        block_map = torch.zeros(shape, dtype=torch.bool, device=index.device).transpose(2, 3)
-    else:
-        shape = (batch, heads, rows, num_kv_blocks)
-        block_map = torch.zeros(shape, dtype=torch.bool, device=index.device)
-    return block_map.scatter_(3, index.long(), True)
+        return block_map.transpose(2, 3).contiguous().transpose(2, 3)
+    return block_map.contiguous()
