@@ -73,6 +73,11 @@ class Checker {
     written(name, tensor);
   }
 
+  void written_tile_rows(const char* name, const TensorView& tensor) const {
+    tile_rows(name, tensor);
+    written(name, tensor);
+  }
+
   void absent(const char* name, const TensorView& tensor, const char* when) const {
     if (tensor) refuse(name, std::string("no tensor ") + when, to_string(tensor));
   }
@@ -139,10 +144,11 @@ class Checker {
     query_pooled("oc", oc);
     written("oc", oc);
   }
+  /// What a call may write beside oc.
   template <class Args>
   void coarse_rows(const Args& args) const {
-    if (args.coarse_max) tile_rows("coarse_max", args.coarse_max);
-    if (args.coarse_sum) tile_rows("coarse_sum", args.coarse_sum);
+    if (args.coarse_max) written_tile_rows("coarse_max", args.coarse_max);
+    if (args.coarse_sum) written_tile_rows("coarse_sum", args.coarse_sum);
   }
   template <class Args>
   void no_coarse_rows(const Args& args, const char* when) const {
