@@ -127,6 +127,7 @@ TEST(Plan, RefusesCallsThatDoNotFitByName) {
             }),
             "top_k");
   EXPECT_EQ(argument_of([](Call& c) { c.args.scale = std::nan(""); }), "scale");
+  EXPECT_EQ(argument_of([](Call& c) { c.args.scale = -1e39; }), "scale");  // no f32
   EXPECT_EQ(argument_of([](Call& c) { c.args.gate = Gate(TensorView(c.args.lse)); }), "gate");
   EXPECT_EQ(argument_of([](Call& c) { c.args.oc = c.args.out; }), "oc");
   EXPECT_EQ(argument_of([](Call& c) { c.args.lengths.query = c.args.lse; }), "lengths.query");

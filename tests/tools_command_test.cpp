@@ -41,6 +41,7 @@ TEST(Command, RefusesUnknownWords) {
   expect_refused("nonsense", "nonsense");
   expect_refused("--nonsense", "--nonsense");
   expect_refused("info plan extra", "plan");
+  expect_refused("denoise missing.mp4 -o out.mp4 --sigma nan", "--sigma");
 }
 
 TEST(InfoCommand, ListsBackendsAndInstructionSets) {
@@ -150,6 +151,8 @@ TEST(BenchCommand, LeavesAnOldRecordAloneWhenRefusing) {
   const std::string file = folder.file("bench.json");
   write_text(file, "old");
   expect_refused("bench --grid 4x8x8 --top-k 99 --json " + file, "--top-k");
+  expect_refused("bench --grid 4x8x8 --seconds nan --json " + file, "--seconds");
+  expect_refused("bench --grid 4x8x8 --seconds -1 --json " + file, "--seconds");
   expect_refused("bench --grid 4x8x8 --json " + folder.file("missing/bench.json"), "--json");
   EXPECT_EQ(read_text(file), "old");
   EXPECT_EQ(folder.names().size(), 1U);

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <string>
 
 #include "core/check.hpp"
@@ -107,8 +108,11 @@ class Checker {
   }
 
   void scale(const std::optional<double>& scale) const {
-    if (scale && !std::isfinite(*scale)) {
-      refuse("scale", "a finite number", std::to_string(*scale));
+    // Scores and factors on the way to them, log2(e) the largest, are in the accumulator's type.
+    const double most = accumulator_ == DType::f64 ? std::numeric_limits<double>::max() : 1e38;
+    if (scale && !(std::abs(*scale) <= most)) {
+      refuse("scale", "a finite number, at most 1e38 in magnitude for f32 scores",
+             std::to_string(*scale));
     }
   }
 
