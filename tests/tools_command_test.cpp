@@ -44,6 +44,17 @@ TEST(Command, RefusesUnknownWords) {
   expect_refused("denoise missing.mp4 -o out.mp4 --sigma nan", "--sigma");
 }
 
+TEST(Command, RefusesAFolderThatCannotBeBeforeAnyWork) {
+  const TemporaryFolder folder;
+  write_text(folder.file("plain"), "old");
+  // The missing clip would be noticed later.
+  const std::string pictures = folder.file("plain") + "/pictures";
+  expect_refused("denoise missing.mp4 -o " + folder.file("out.mp4") + " --pictures " + pictures,
+                 "--pictures");
+  expect_refused("inspect missing.mp4 -o " + pictures, "--out");
+  EXPECT_EQ(folder.names(), std::vector<std::string>{"plain"});
+}
+
 TEST(InfoCommand, ListsBackendsAndInstructionSets) {
   const Json info = run_json("info --json");
   ASSERT_TRUE(info.is_object());
