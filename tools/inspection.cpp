@@ -160,7 +160,7 @@ void check_folder(const std::string& argument, const std::filesystem::path& fold
   while (!std::filesystem::exists(there, ignored) && there.has_relative_path()) {
     there = there.parent_path();
   }
-  check_writable(argument, there / "index.html");
+  check_writable(argument, there / ".vidsparse");
 }
 
 std::vector<AtomicFile> stage_files(const std::string& argument,

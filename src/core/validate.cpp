@@ -108,7 +108,7 @@ class Checker {
   }
 
   void scale(const std::optional<double>& scale) const {
-    // Scores and factors on the way to them, log2(e) the largest, are in the accumulator's type.
+    // The factor, times log2(e) where powers of 2 are computed, is kept in the accumulator's type.
     const double most = accumulator_ == DType::f64 ? std::numeric_limits<double>::max() : 1e38;
     if (scale && !(std::abs(*scale) <= most)) {
       refuse("scale", "a finite number, at most 1e38 in magnitude for f32 scores",
