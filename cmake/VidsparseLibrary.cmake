@@ -91,6 +91,10 @@ if(VIDSPARSE_INSTALL)
   if(NOT BUILD_SHARED_LIBS)
     set(VIDSPARSE_PC_CFLAGS " -DVIDSPARSE_STATIC")
   endif()
+  # From the .pc file's own place, so that a prefix given to --install, or a tree that moved, holds.
+  file(RELATIVE_PATH VIDSPARSE_PC_TO_PREFIX
+       "${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig" "${CMAKE_INSTALL_PREFIX}")
+  string(REGEX REPLACE "/$" "" VIDSPARSE_PC_TO_PREFIX "${VIDSPARSE_PC_TO_PREFIX}")
   configure_file("${PROJECT_SOURCE_DIR}/cmake/vidsparse.pc.in" vidsparse.pc @ONLY)
   install(FILES "${CMAKE_CURRENT_BINARY_DIR}/vidsparse.pc"
           DESTINATION "${CMAKE_INSTALL_LIBDIR}/pkgconfig")

@@ -121,6 +121,28 @@ TEST_F(CInterface, NullIsRefusedByName) {
   vidsparse_plan_destroy(nullptr);
 }
 
+TEST_F(CInterface, MasksOfTensorsWithoutDataAreRefusedByName) {
+  std::vector<std::uint64_t> words(8);
+  const vidsparse_mask mask = vidsparse_dense_mask(words.data(), 1, 1, 2, 3);
+  const vidsparse_tensor map = vidsparse_dense(nullptr, VIDSPARSE_U8, 4, 1, 1, 2, 3);
+  std::vector<std::int32_t> numbers(6);
+  const vidsparse_tensor lists = vidsparse_dense(numbers.data(), VIDSPARSE_I32, 4, 1, 1, 2, 3);
+  const vidsparse_tensor counts = vidsparse_dense(numbers.data(), VIDSPARSE_I32, 3, 1, 1, 2, 0);
+  vidsparse_tensor no_lists = lists;
+  vidsparse_tensor no_counts = counts;
+  no_lists.data = no_counts.data = nullptr;
+  expect_refused(vidsparse_mask_from_bool(&map, &mask), "map");
+  expect_refused(vidsparse_mask_to_bool(&mask, &map), "map");
+  expect_refused(vidsparse_mask_from_indices(&no_lists, &counts, &mask), "indices");
+  expect_refused(vidsparse_mask_from_indices(&lists, &no_counts, &mask), "counts");
+  expect_refused(vidsparse_mask_to_indices(&mask, &no_lists, &counts), "indices");
+  expect_refused(vidsparse_mask_to_indices(&mask, &lists, &no_counts), "counts");
+  // Nothing is needed where there is nothing to point at.
+  const vidsparse_tensor empty = vidsparse_dense(nullptr, VIDSPARSE_I32, 4, 1, 1, 2, 0);
+  EXPECT_EQ(vidsparse_mask_from_indices(&empty, &counts, &mask), VIDSPARSE_OK)
+      << vidsparse_last_error();
+}
+
 TEST_F(CInterface, ErrorsAreThoseOfTheCppInterface) {
   vidsparse_plan* plan = nullptr;
   vidsparse_problem bad = problem_;

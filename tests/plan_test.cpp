@@ -127,6 +127,7 @@ TEST(Plan, RefusesCallsThatDoNotFitByName) {
             }),
             "top_k");
   EXPECT_EQ(argument_of([](Call& c) { c.args.scale = std::nan(""); }), "scale");
+  EXPECT_EQ(argument_of([](Call& c) { c.args.scale = -1e39; }), "scale");  // no f32
   EXPECT_EQ(argument_of([](Call& c) { c.args.gate = Gate(TensorView(c.args.lse)); }), "gate");
   EXPECT_EQ(argument_of([](Call& c) { c.args.oc = c.args.out; }), "oc");
   EXPECT_EQ(argument_of([](Call& c) { c.args.lengths.query = c.args.lse; }), "lengths.query");
@@ -135,6 +136,39 @@ TEST(Plan, RefusesCallsThatDoNotFitByName) {
   EXPECT_EQ(argument_of(
                 [](Call& c) { c.workspace.data = static_cast<std::byte*>(c.workspace.data) + 1; }),
             "workspace");
+}
+
+TEST(Plan, RefusesCoarseRowsThatShareMemory) {
+  Call call;
+  std::vector<float> rows(static_cast<std::size_t>(call.plan.query_layout().tiles()),
+                          std::nanf(""));
+  TensorRef shared =
+      TensorRef::dense(rows.data(), DType::f32, 3, {1, 2, call.plan.query_layout().tiles()});
+  shared.strides[1] = 0;
+  call.args.gate = 1.0F;
+  for (TensorRef ForwardArgs::*output : {&ForwardArgs::coarse_max, &ForwardArgs::coarse_sum}) {
+    call.args.coarse_max = call.args.coarse_sum = {};
+    call.args.*output = shared;
+    EXPECT_EQ(call.run(), output == &ForwardArgs::coarse_max ? "coarse_max" : "coarse_sum");
+  }
+}
+
+TEST(Plan, TheCpuRefusesMoreTilesThanItsIntegersHold) {
+  Problem problem = small_problem();
+  problem.key = Packed{std::int64_t{1} << 31, 64};
+  const std::vector<BackendInfo> list = backends(Device{}, &problem);
+  for (const BackendInfo& info : list) {
+    if (info.name != "cpu") continue;
+    EXPECT_FALSE(info.verdict.ok);
+    EXPECT_NE(info.verdict.reason.find("2147483648"), std::string::npos) << info.verdict.reason;
+  }
+}
+
+TEST(Plan, ATensorOfTooManyDimensionsIsRefusedWithoutReadingThem) {
+  Call call;
+  call.args.q.rank = 1 << 30;
+  EXPECT_EQ(call.run(), "q");
+  EXPECT_EQ(to_string(call.args.q), "a tensor of rank 1073741824");
 }
 
 TEST(Plan, ForcedBackends) {

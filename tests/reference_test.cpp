@@ -165,16 +165,6 @@ TEST(Select, AlwaysComesOnTop) {
   EXPECT_EQ(chosen(problem, {1, 2, 0, 5}, selection)[0], (Tiles{3}));
 }
 
-TEST(Select, CountsOfTheSpec) {
-  EXPECT_EQ(top_k_of(0.8, 624), 125);
-  EXPECT_EQ(top_k_of(0.9, 624), 63);
-  EXPECT_EQ(top_k_of(0.9, 1440), 144);
-  EXPECT_EQ(top_k_of(0.7, 10), 4);
-  EXPECT_EQ(top_k_of(0.0, 10), 10);
-  EXPECT_EQ(top_k_of(0.999, 10), 1);
-  EXPECT_EQ(top_k_of(0.5, 0), 0);
-}
-
 /// out and lse of one head of fp64 tokens over the tiles of `mask`.
 struct Attention {
   DenseTensor out, lse;

@@ -136,6 +136,17 @@ TEST(TileLayout, RefusesWhatCannotBe) {
   EXPECT_EQ(argument_of(Sequence{}, {4, 4, 4}), "accepted");
 }
 
+TEST(TileLayout, RefusesTilesItDoesNotHave) {
+  const TileLayout segments(Sequence{Plain{70}, Video{8, 8, 8}}, {4, 4, 4});
+  const TileLayout packed(Packed{3, 64}, {4, 4, 4});
+  for (const TileLayout* layout : {&segments, &packed}) {
+    EXPECT_THROW(layout->tile(-1), Error);
+    EXPECT_THROW(layout->tile(layout->tiles()), Error);
+    EXPECT_THROW(layout->tile_at(2, 0, 0, 0), Error);
+    EXPECT_THROW(layout->tile_at(-1, 0, 0, 0), Error);
+  }
+}
+
 TEST(TopK, FollowsTheFormula) {
   EXPECT_EQ(top_k_of(0.8, 624), 125);
   EXPECT_EQ(top_k_of(0.9, 624), 63);
@@ -144,6 +155,9 @@ TEST(TopK, FollowsTheFormula) {
   EXPECT_EQ(top_k_of(0.0, 10), 10);
   EXPECT_EQ(top_k_of(0.999, 10), 1);
   EXPECT_EQ(top_k_of(0.5, 0), 0);
+  // As doubles these lie at 2^63, which no integer holds.
+  EXPECT_EQ(top_k_of(0.0, INT64_MAX), INT64_MAX);
+  EXPECT_EQ(top_k_of(1e-17, INT64_MAX - 1), INT64_MAX - 1);
   EXPECT_THROW(top_k_of(1.0, 10), Error);
   EXPECT_THROW(top_k_of(-0.1, 10), Error);
   EXPECT_THROW(top_k_of(std::nan(""), 10), Error);

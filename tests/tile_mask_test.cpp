@@ -146,6 +146,13 @@ TEST_F(TileMaskTest, AlwaysSelectedTiles) {
     }
   }
   EXPECT_TRUE(own.view().broadcast(3, 5).test(2, 4, 1, 1));
+  // A window may be wider than any video.
+  const TileMask all = always_window(layout, layout, INT64_MAX, INT64_MAX, INT64_MAX);
+  for (std::int64_t i = 0; i < layout.tiles(); ++i) {
+    for (std::int64_t j = 0; j < layout.tiles(); ++j) {
+      EXPECT_EQ(all.view().test(0, 0, i, j), !layout.is_plain(i) && !layout.is_plain(j));
+    }
+  }
 }
 
 TEST_F(TileMaskTest, RefusesOtherForms) {
@@ -156,6 +163,25 @@ TEST_F(TileMaskTest, RefusesOtherForms) {
   std::vector<std::int32_t> counts(2);
   EXPECT_THROW(TileMask::from_indices(TensorRef::dense(lists.data(), DType::i32, 4, {1, 1, 2, 2}),
                                       TensorRef::dense(counts.data(), DType::i32, 3, {1, 2, 1}), 4),
+               Error);
+}
+
+TEST_F(TileMaskTest, RefusesSizesThatOverflow) {
+  constexpr std::int64_t kMost = INT64_MAX;
+  constexpr std::int64_t kHalf = std::int64_t{1} << 32;
+  for (const MaskShape& shape :
+       {MaskShape{1, 1, 1, kMost}, MaskShape{kHalf, kHalf, 1, 1}, MaskShape{0, 1, kHalf, kHalf},
+        MaskShape{1, kMost, 2, 128}, MaskShape{kMost, 1, 1, 1}, MaskShape{1, 1, 1, -1}}) {
+    EXPECT_THROW(TileMask{shape}, Error);
+  }
+  std::vector<std::int32_t> lists(2);
+  std::vector<std::int32_t> counts(2);
+  const auto numbers = TensorRef::dense(counts.data(), DType::i32, 3, {1, 1, 2});
+  EXPECT_THROW(TileMask::from_indices(TensorRef::dense(lists.data(), DType::i32, 4, {1, 1, 2, 1}),
+                                      numbers, kMost),
+               Error);
+  EXPECT_THROW(TileMask::from_indices(TensorRef::dense(lists.data(), DType::i32, 4, {1, 1, 2, -1}),
+                                      numbers, 4),
                Error);
 }
 

@@ -41,6 +41,18 @@ TEST(Command, RefusesUnknownWords) {
   expect_refused("nonsense", "nonsense");
   expect_refused("--nonsense", "--nonsense");
   expect_refused("info plan extra", "plan");
+  expect_refused("denoise missing.mp4 -o out.mp4 --sigma nan", "--sigma");
+}
+
+TEST(Command, RefusesAFolderThatCannotBeBeforeAnyWork) {
+  const TemporaryFolder folder;
+  write_text(folder.file("plain"), "old");
+  // The missing clip would be noticed later.
+  const std::string pictures = folder.file("plain") + "/pictures";
+  expect_refused("denoise missing.mp4 -o " + folder.file("out.mp4") + " --pictures " + pictures,
+                 "--pictures");
+  expect_refused("inspect missing.mp4 -o " + pictures, "--out");
+  EXPECT_EQ(folder.names(), std::vector<std::string>{"plain"});
 }
 
 TEST(InfoCommand, ListsBackendsAndInstructionSets) {
@@ -122,11 +134,36 @@ TEST(BenchCommand, TimesEveryStageAndWritesARecord) {
   EXPECT_EQ(run_command(problem + "--no-dense --no-backward").exit_code, 0);
 }
 
+#ifndef _WIN32
+TEST(BenchCommand, AnInterruptLeavesNothingBehind) {
+  const TemporaryFolder folder;
+  const TemporaryFolder other;
+  const std::string file = folder.file("bench.json");
+  const std::string process = other.file("process");
+  write_text(file, "old");
+  for (const std::string signal : {"INT", "TERM", "HUP"}) {
+    // Sent once the temporary stands beside the old record. The command itself stays in the
+    // foreground: a shell lets its background ones ignore an interrupt.
+    const std::string setup = "(while [ $(ls -A " + folder.file("") +
+                              " | wc -l) != 2 ]; do sleep 0.02; done; kill -s " + signal +
+                              " $(cat " + process + ")) & exec sh -c 'echo $$ > " + process +
+                              "; exec \"$0\" \"$@\"' ";
+    const CommandResult result =
+        run_command("bench --grid 8x16x32 --heads 2 --seconds 60 --json " + file, setup);
+    EXPECT_TRUE(result.exit_code == -1 || result.exit_code > 128) << result.exit_code;
+    EXPECT_EQ(folder.names().size(), 1U) << signal;
+    EXPECT_EQ(read_text(file), "old");
+  }
+}
+#endif
+
 TEST(BenchCommand, LeavesAnOldRecordAloneWhenRefusing) {
   const TemporaryFolder folder;
   const std::string file = folder.file("bench.json");
   write_text(file, "old");
   expect_refused("bench --grid 4x8x8 --top-k 99 --json " + file, "--top-k");
+  expect_refused("bench --grid 4x8x8 --seconds nan --json " + file, "--seconds");
+  expect_refused("bench --grid 4x8x8 --seconds -1 --json " + file, "--seconds");
   expect_refused("bench --grid 4x8x8 --json " + folder.file("missing/bench.json"), "--json");
   EXPECT_EQ(read_text(file), "old");
   EXPECT_EQ(folder.names().size(), 1U);

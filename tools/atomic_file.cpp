@@ -4,8 +4,10 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
+#include <csignal>
 #include <cstring>
 #include <system_error>
 #include <utility>
@@ -54,6 +56,43 @@ fs::path temporary_name(const fs::path& path) {
           std::to_string(counter++) + ".tmp" + path.extension().string());
 }
 
+/// The name of a temporary where a signal's handler can read it: there it may neither allocate nor
+/// lock. A file beyond the last place, or a longer name, outlives a signal.
+struct Standing {
+  enum State : int { free, filling, named };
+  std::atomic<int> state{free};
+  std::array<char, 4096> name{};
+};
+std::array<Standing, 32> standing;
+
+void remember(const fs::path& path) {
+  const std::string name = path.string();
+  if (name.size() >= standing[0].name.size()) return;
+  for (Standing& place : standing) {
+    int expected = Standing::free;
+    if (!place.state.compare_exchange_strong(expected, Standing::filling)) continue;
+    std::memcpy(place.name.data(), name.c_str(), name.size() + 1);
+    place.state = Standing::named;
+    return;
+  }
+}
+
+void forget(const fs::path& path) {
+  const std::string name = path.string();
+  for (Standing& place : standing) {
+    if (place.state == Standing::named && name == place.name.data()) place.state = Standing::free;
+  }
+}
+
+#ifndef _WIN32
+extern "C" void remove_standing(int signal) {
+  for (const Standing& place : standing) {
+    if (place.state == Standing::named) ::unlink(place.name.data());
+  }
+  ::raise(signal);  // by now it has its default action again
+}
+#endif
+
 std::string quoted(const fs::path& path) { return "\"" + printable(path.string()) + "\""; }
 
 }  // namespace
@@ -73,8 +112,13 @@ AtomicFile::AtomicFile(std::string argument, fs::path path)
     refuse(argument_, "a regular file (outputs are renamed into place)", quoted(path_));
   }
   const fs::path name = temporary_name(path_);
+  remember(name);
   descriptor_ = open_new(name);
-  if (descriptor_ < 0) fail("cannot be created", errno);
+  if (descriptor_ < 0) {
+    const int error = errno;
+    forget(name);
+    fail("cannot be created", error);
+  }
   temporary_ = name;
 }
 
@@ -86,8 +130,10 @@ AtomicFile::AtomicFile(AtomicFile&& other) noexcept
 
 AtomicFile::~AtomicFile() {
   if (descriptor_ >= 0) close_file(descriptor_);
+  if (temporary_.empty()) return;
   std::error_code ignored;
-  if (!temporary_.empty()) fs::remove(temporary_, ignored);
+  fs::remove(temporary_, ignored);
+  forget(temporary_);
 }
 
 void AtomicFile::fail(const std::string& action, int error) {
@@ -125,7 +171,21 @@ void AtomicFile::commit() {
   std::error_code error;
   fs::rename(temporary_, path_, error);
   if (error) fail("cannot be replaced", error.value());
+  forget(temporary_);
   temporary_.clear();
+}
+
+void remove_temporaries_on_signals() {
+#ifndef _WIN32
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) {
+    struct sigaction action {};
+    if (::sigaction(signal, nullptr, &action) != 0 || action.sa_handler == SIG_IGN) continue;
+    action = {};
+    action.sa_handler = remove_standing;
+    action.sa_flags = static_cast<int>(SA_RESETHAND);
+    ::sigaction(signal, &action, nullptr);
+  }
+#endif
 }
 
 void commit_all(std::vector<AtomicFile>& files) {

@@ -47,6 +47,10 @@ class AtomicFile {
   int descriptor_ = -1;
 };
 
+/// For main(): a signal that ends the program (Ctrl-C, SIGTERM, SIGHUP) then removes the
+/// temporaries of all files first. One that is ignored stays ignored.
+void remove_temporaries_on_signals();
+
 /// finish() of all, then commit() of all.
 void commit_all(std::vector<AtomicFile>& files);
 

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <limits>
 
+#include "options.hpp"
 #include "parse.hpp"
 #include "refuse.hpp"
 
@@ -16,7 +17,7 @@ void ClipOptions::add_to(CLI::App& command) {
   command.add_option("--tile", tile, "Tile of a multiple of 64 pixels, TxHxW")
       ->capture_default_str();
   command.add_option("--sigma", sigma, "Standard deviation of the noise, 0..255 scale")
-      ->check(CLI::Range(0.5, 255.0))
+      ->check(number_between(0.5, 255.0))
       ->capture_default_str();
   command.add_option("--seed", seed, "Seed of the noise")->capture_default_str();
   CLI::Option* share =

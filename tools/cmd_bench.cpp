@@ -177,7 +177,7 @@ void register_bench(CLI::App& app) {
   command->add_flag("--no-backward", options->no_backward, "Leave the backward out");
   command->add_flag("--no-dense", options->no_dense, "Leave dense out (slow on large grids)");
   command->add_option("--seconds", options->seconds, "Time spent on each stage at least")
-      ->check(CLI::Range(0.0, 3600.0))
+      ->check(number_between(0.0, 3600.0))
       ->capture_default_str();
   command->add_option("--seed", options->seed, "Of the random data (default: fresh)");
   command->add_option("--json", options->json, "Write a record to this file");

@@ -155,6 +155,12 @@ void check_folder(const std::string& argument, const std::filesystem::path& fold
   if (std::filesystem::exists(folder, ignored) && !std::filesystem::is_directory(folder, ignored)) {
     refuse(argument, "a folder", "\"" + printable(folder.string()) + "\", which is a file");
   }
+  // Where it is not there yet, the files would stand in the nearest folder that is.
+  std::filesystem::path there = std::filesystem::absolute(folder);
+  while (!std::filesystem::exists(there, ignored) && there.has_relative_path()) {
+    there = there.parent_path();
+  }
+  check_writable(argument, there / ".vidsparse");
 }
 
 std::vector<AtomicFile> stage_files(const std::string& argument,

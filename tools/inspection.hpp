@@ -57,7 +57,8 @@ struct Exhibit {
 /// selection.png, statistics.json, index.html (self-contained) and the exhibits' PNGs.
 std::vector<PageFile> make_page(const Inspection& inspection, const std::vector<Exhibit>& exhibits);
 
-/// Refuses `folder` where something else than a folder has that name; for asking before long work.
+/// Refuses `folder` where something else than a folder has that name, or where it could not be
+/// made or written into; for asking before long work. Makes nothing.
 void check_folder(const std::string& argument, const std::filesystem::path& folder);
 
 /// Makes the folder if needed and opens the files; they appear when the caller commits them.

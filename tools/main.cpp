@@ -1,5 +1,6 @@
 #include <csignal>
 
+#include "atomic_file.hpp"
 #include "command_line.hpp"
 
 int main(int argc, char** argv) {
@@ -8,5 +9,6 @@ int main(int argc, char** argv) {
   // killing the process and leaving its temporary file behind.
   std::signal(SIGXFSZ, SIG_IGN);
 #endif
+  vidsparse::tools::remove_temporaries_on_signals();
   return vidsparse::tools::run_command_line(argc, argv);
 }

@@ -1,6 +1,8 @@
 #include "options.hpp"
 
 #include <CLI/CLI.hpp>
+#include <array>
+#include <cstdio>
 #include <limits>
 #include <map>
 
@@ -29,6 +31,16 @@ CLI::Range at_least_one() {
 }
 
 }  // namespace
+
+std::function<std::string(const std::string&)> number_between(double low, double high) {
+  return [low, high](const std::string& text) -> std::string {
+    double value = 0;
+    if (CLI::detail::lexical_cast(text, value) && value >= low && value <= high) return {};
+    std::array<char, 64> range{};
+    std::snprintf(range.data(), range.size(), "expected a number from %g to %g, got ", low, high);
+    return range.data() + printable(text);
+  };
+}
 
 CLI::Option* LayoutOptions::add_to(CLI::App& command) {
   command.add_option("--tile", tile, "Tile of a multiple of 64 tokens, TxHxW")

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "vidsparse/backend.hpp"
@@ -13,6 +14,9 @@ class Option;
 }  // namespace CLI
 
 namespace vidsparse::tools {
+
+/// A check of an option: a number from `low` to `high`. (CLI::Range lets a NaN pass.)
+std::function<std::string(const std::string&)> number_between(double low, double high);
 
 // Groups of options that several subcommands share. Each must outlive the parse: commands keep
 // theirs in a shared_ptr that their callback captures.

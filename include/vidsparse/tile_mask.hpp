@@ -90,7 +90,7 @@ VIDSPARSE_API std::int64_t count_set(const std::uint64_t* row, std::int64_t row_
 class VIDSPARSE_API TileMask {
  public:
   TileMask() = default;
-  /// All zero.
+  /// All zero. Throws Error where a side is negative or the bits are 2^63 and more.
   explicit TileMask(MaskShape shape);
 
   /// `map`: u8, [B, H, Nq, Nk] or [H, Nq, Nk] (then one batch entry), any strides but the last;

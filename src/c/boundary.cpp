@@ -40,10 +40,6 @@ int keep(int status, const char* argument, const char* message) noexcept {
 
 }  // namespace
 
-void refuse(const std::string& argument, const std::string& expected, const std::string& got) {
-  throw Error(ErrorCode::invalid_argument, argument, "expected " + expected + ", got " + got);
-}
-
 int record_failure() noexcept {
   try {
     throw;

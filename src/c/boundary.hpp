@@ -1,15 +1,13 @@
 #pragma once
 
-#include <string>
 #include <utility>
 
+#include "core/check.hpp"
 #include "vidsparse/vidsparse.h"
 
 namespace vidsparse::c {
 
-/// Throws invalid_argument, "ARGUMENT: expected EXPECTED, got GOT".
-[[noreturn]] void refuse(const std::string& argument, const std::string& expected,
-                         const std::string& got);
+using core::refuse;
 
 /// What a pointer parameter points to; NULL is refused by the parameter's name.
 template <class T>

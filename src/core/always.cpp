@@ -38,7 +38,8 @@ TileMask always_window(const TileLayout& query, const TileLayout& key, std::int6
     core::refuse("key", "the query's sequence, with video segments", key.sequence().to_string());
   }
   const TileShape& box = query.tile_shape();
-  const std::array<std::int64_t, 3> reach = {dt * box.t, dh * box.h, dw * box.w};
+  const std::array<std::int64_t, 3> sides = {box.t, box.h, box.w};
+  const std::array<std::int64_t, 3> reach = {dt, dh, dw};
   TileMask mask({1, 1, query.tiles(), key.tiles()});
   for (std::int64_t i = 0; i < query.tiles(); ++i) {
     const Tile at = query.tile(i);
@@ -47,7 +48,8 @@ TileMask always_window(const TileLayout& query, const TileLayout& key, std::int6
       const Tile to = key.tile(j);
       bool near = to.segment == at.segment;
       for (std::size_t axis = 0; axis < 3; ++axis) {
-        near = near && std::abs(to.origin[axis] - at.origin[axis]) <= reach[axis];
+        const std::int64_t away = std::abs(to.origin[axis] - at.origin[axis]) / sides[axis];
+        near = near && away <= reach[axis];
       }
       if (near) mask.set_all(i, j);
     }

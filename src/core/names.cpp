@@ -31,6 +31,7 @@ const char* name_of(DType dtype) {
 
 std::string to_string(const TensorView& tensor) {
   if (!tensor) return "no tensor";
+  if (tensor.rank > 4) return "a tensor of rank " + std::to_string(tensor.rank);
   std::string text = "[";
   for (int i = 0; i < tensor.rank; ++i) {
     if (i > 0) text += ", ";

@@ -26,8 +26,16 @@ Tensor with_batch(const char* argument, Tensor map) {
   return map;
 }
 
+// A tensor with elements has data; its sides are known not to be negative.
+void check_data(const char* argument, const TensorView& tensor) {
+  const auto end = tensor.shape.begin() + tensor.rank;
+  if (tensor.data == nullptr && std::find(tensor.shape.begin(), end, 0) == end) {
+    core::refuse(argument, "a pointer to " + to_string(tensor), "a null pointer");
+  }
+}
+
 void check_lists(const TensorView& indices, const TensorView& counts) {
-  if (indices.dtype != DType::i32 || indices.rank != 4 ||
+  if (indices.dtype != DType::i32 || indices.rank != 4 || indices.shape[3] < 0 ||
       (indices.shape[3] > 1 && indices.strides[3] != 1)) {
     core::refuse("indices", "i32 [B, H, Nq, M] with a contiguous last dimension",
                  to_string(indices));
@@ -65,12 +73,18 @@ TileMask::TileMask(MaskShape shape) : shape_(shape) {
   if (shape.batch < 0 || shape.heads < 0 || shape.query_tiles < 0 || shape.key_tiles < 0) {
     core::refuse("mask shape", "sides >= 0", "a negative one");
   }
+  // Bits of a head, all heads, all batch entries: as the strides multiply them.
+  std::int64_t bits = core::checked_sum("mask shape", shape.key_tiles, 127);
+  for (const std::int64_t side : {shape.query_tiles, shape.heads, shape.batch}) {
+    bits = core::checked_product("mask shape", bits, side);
+  }
   words_.resize(static_cast<std::size_t>(shape.words()));
 }
 
 TileMask TileMask::from_bool(const TensorView& input) {
   const TensorView map = with_batch("map", input);
   TileMask mask({map.shape[0], map.shape[1], map.shape[2], map.shape[3]});
+  check_data("map", map);
   const auto* base = static_cast<const std::uint8_t*>(map.data);
   for (std::int64_t b = 0; b < map.shape[0]; ++b) {
     for (std::int64_t h = 0; h < map.shape[1]; ++h) {
@@ -90,6 +104,8 @@ TileMask TileMask::from_indices(const TensorView& indices, const TensorView& cou
                                 std::int64_t key_tiles) {
   check_lists(indices, counts);
   TileMask mask({indices.shape[0], indices.shape[1], indices.shape[2], key_tiles});
+  check_data("indices", indices);
+  check_data("counts", counts);
   const auto* lists = static_cast<const std::int32_t*>(indices.data);
   const auto* lengths = static_cast<const std::int32_t*>(counts.data);
   for (std::int64_t b = 0; b < indices.shape[0]; ++b) {
@@ -126,6 +142,7 @@ void TileMask::to_bool(const TensorRef& output) const {
     core::refuse("map", to_string(TensorView::dense(nullptr, DType::u8, 4, sides)),
                  to_string(output));
   }
+  check_data("map", map);
   auto* base = static_cast<std::uint8_t*>(map.data);
   for (std::int64_t b = 0; b < shape_.batch; ++b) {
     for (std::int64_t h = 0; h < shape_.heads; ++h) {
@@ -147,6 +164,8 @@ void TileMask::to_indices(const TensorRef& indices, const TensorRef& counts) con
                      std::to_string(shape_.query_tiles) + ", M] i32",
                  to_string(indices));
   }
+  check_data("indices", indices);
+  check_data("counts", counts);
   std::int64_t longest = 0;
   for (std::int64_t row = 0; row < shape_.rows(); ++row) {
     const std::uint64_t* words = words_.data() + row * shape_.row_words();

@@ -14,7 +14,9 @@ std::int64_t top_k_of(double sparsity, std::int64_t tiles) {
   if (tiles <= 0) return 0;
   // As the reference implementation computes it: double precision, no guard against rounding.
   const double kept = std::ceil((1.0 - sparsity) * static_cast<double>(tiles));
-  return std::max<std::int64_t>(1, std::min(static_cast<std::int64_t>(kept), tiles));
+  // Near 2^63 tiles the double may be one that no integer holds.
+  if (kept >= static_cast<double>(tiles)) return tiles;
+  return std::max<std::int64_t>(1, static_cast<std::int64_t>(kept));
 }
 
 std::int64_t core::resolve_top_k(const Selection& selection, const TileLayout& key) {

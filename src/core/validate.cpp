@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <string>
 
 #include "core/check.hpp"
@@ -73,6 +74,11 @@ class Checker {
     written(name, tensor);
   }
 
+  void written_tile_rows(const char* name, const TensorView& tensor) const {
+    tile_rows(name, tensor);
+    written(name, tensor);
+  }
+
   void absent(const char* name, const TensorView& tensor, const char* when) const {
     if (tensor) refuse(name, std::string("no tensor ") + when, to_string(tensor));
   }
@@ -102,8 +108,11 @@ class Checker {
   }
 
   void scale(const std::optional<double>& scale) const {
-    if (scale && !std::isfinite(*scale)) {
-      refuse("scale", "a finite number", std::to_string(*scale));
+    // The factor, times log2(e) where powers of 2 are computed, is kept in the accumulator's type.
+    const double most = accumulator_ == DType::f64 ? std::numeric_limits<double>::max() : 1e38;
+    if (scale && !(std::abs(*scale) <= most)) {
+      refuse("scale", "a finite number, at most 1e38 in magnitude for f32 scores",
+             std::to_string(*scale));
     }
   }
 
@@ -139,10 +148,11 @@ class Checker {
     query_pooled("oc", oc);
     written("oc", oc);
   }
+  /// What a call may write beside oc.
   template <class Args>
   void coarse_rows(const Args& args) const {
-    if (args.coarse_max) tile_rows("coarse_max", args.coarse_max);
-    if (args.coarse_sum) tile_rows("coarse_sum", args.coarse_sum);
+    if (args.coarse_max) written_tile_rows("coarse_max", args.coarse_max);
+    if (args.coarse_sum) written_tile_rows("coarse_sum", args.coarse_sum);
   }
   template <class Args>
   void no_coarse_rows(const Args& args, const char* when) const {

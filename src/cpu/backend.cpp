@@ -82,6 +82,15 @@ class CpuBackend final : public core::Backend {
       return Verdict::no("head_dim: expected a multiple of 16 up to 256, got " +
                          std::to_string(problem.head_dim));
     }
+    // Tiles are numbered, and a row of scores counted, in 32 bits.
+    constexpr std::int64_t kMostTiles = std::int64_t{1} << 30;
+    for (const Sequence& side : {problem.query, problem.key_sequence()}) {
+      const std::int64_t tiles = TileLayout(side, problem.tile).tiles();
+      if (tiles > kMostTiles) {
+        return Verdict::no("sequence: expected up to " + std::to_string(kMostTiles) +
+                           " tiles, got " + std::to_string(tiles));
+      }
+    }
     return can_run(device);
   }
 

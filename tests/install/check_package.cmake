@@ -39,7 +39,7 @@ foreach(example IN ITEMS find_package c)
   endforeach()
 endforeach()
 
-# A prefix chosen at install time is not in the .pc file; pkg-config finds it from the file's place.
+# A prefix chosen at install time stands in no file: the .pc file goes by its own place.
 find_program(pkg_config pkg-config)
 if(NOT pkg_config OR FLAGS)
   return()
@@ -48,7 +48,7 @@ file(GLOB_RECURSE pc "${prefix}/vidsparse.pc")
 get_filename_component(pc_dir "${pc}" DIRECTORY)
 set(ENV{PKG_CONFIG_PATH} "${pc_dir}")
 execute_process(
-  COMMAND "${pkg_config}" --define-prefix --cflags --libs vidsparse
+  COMMAND "${pkg_config}" --cflags --libs vidsparse
   OUTPUT_VARIABLE pc_flags
   OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
 separate_arguments(pc_flags UNIX_COMMAND "${pc_flags}")
