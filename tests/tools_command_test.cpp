@@ -1,6 +1,7 @@
 // The command as a whole, and its subcommands without tensors: info, plan, bench.
 #include <gtest/gtest.h>
 
+#include <csignal>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -141,11 +142,13 @@ TEST(BenchCommand, AnInterruptLeavesNothingBehind) {
   const std::string file = folder.file("bench.json");
   const std::string process = other.file("process");
   write_text(file, "old");
+  // The command ignores what its parent does, as under nohup.
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) std::signal(signal, SIG_DFL);
   for (const std::string signal : {"INT", "TERM", "HUP"}) {
     // Sent once the temporary stands beside the old record. The command itself stays in the
     // foreground: a shell lets its background ones ignore an interrupt.
-    const std::string setup = "(while [ $(ls -A " + folder.file("") +
-                              " | wc -l) != 2 ]; do sleep 0.02; done; kill -s " + signal +
+    const std::string setup = "(for i in $(seq 1000); do [ $(ls -A " + folder.file("") +
+                              " | wc -l) = 2 ] && break; sleep 0.02; done; kill -s " + signal +
                               " $(cat " + process + ")) & exec sh -c 'echo $$ > " + process +
                               "; exec \"$0\" \"$@\"' ";
     const CommandResult result =

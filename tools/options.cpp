@@ -1,8 +1,7 @@
 #include "options.hpp"
 
 #include <CLI/CLI.hpp>
-#include <array>
-#include <cstdio>
+#include <cmath>
 #include <limits>
 #include <map>
 
@@ -32,14 +31,15 @@ CLI::Range at_least_one() {
 
 }  // namespace
 
-std::function<std::string(const std::string&)> number_between(double low, double high) {
-  return [low, high](const std::string& text) -> std::string {
+CLI::Validator number_between(double low, double high) {
+  const CLI::Range range(low, high);
+  const std::string description = range.get_description();
+  const auto check = [range, description](const std::string& text) {
     double value = 0;
-    if (CLI::detail::lexical_cast(text, value) && value >= low && value <= high) return {};
-    std::array<char, 64> range{};
-    std::snprintf(range.data(), range.size(), "expected a number from %g to %g, got ", low, high);
-    return range.data() + printable(text);
+    const bool nan = CLI::detail::lexical_cast(text, value) && std::isnan(value);
+    return nan ? "expected " + description + ", got " + text : range(text);
   };
+  return CLI::Validator(check, description);
 }
 
 CLI::Option* LayoutOptions::add_to(CLI::App& command) {

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <string>
 
 #include "vidsparse/backend.hpp"
@@ -11,12 +10,13 @@
 namespace CLI {
 class App;
 class Option;
+class Validator;
 }  // namespace CLI
 
 namespace vidsparse::tools {
 
 /// A check of an option: a number from `low` to `high`. (CLI::Range lets a NaN pass.)
-std::function<std::string(const std::string&)> number_between(double low, double high);
+CLI::Validator number_between(double low, double high);
 
 // Groups of options that several subcommands share. Each must outlive the parse: commands keep
 // theirs in a shared_ptr that their callback captures.

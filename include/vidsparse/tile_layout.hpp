@@ -63,7 +63,7 @@ class VIDSPARSE_API TileLayout {
   /// Columns of this side's run-time lengths: tiles when packed, else plain_segments().
   std::int64_t length_columns() const { return sequence_.is_packed() ? tiles_ : plain_segments_; }
 
-  /// Tiles from 0 to below tiles(); others are refused, here and in tile_at().
+  /// Tiles from 0 to below tiles(); others are refused.
   Tile tile(std::int64_t index) const;
   bool is_plain(std::int64_t index) const;
 
@@ -71,7 +71,8 @@ class VIDSPARSE_API TileLayout {
   /// values are clamped to what the layout holds.
   std::int64_t valid(const Tile& tile, std::int64_t index, const std::int32_t* lengths) const;
 
-  /// The video tile index that holds a token of segment `segment` at t, h, w inside its grid.
+  /// The video tile index that holds a token of segment `segment` at t, h, w inside its grid. A
+  /// segment that the layout does not have is refused.
   std::int64_t tile_at(std::int64_t segment, std::int64_t t, std::int64_t h, std::int64_t w) const;
 
   /// Slots of all tiles per token, less one: what padded copies would cost; 0 when packed.

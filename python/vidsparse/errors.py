@@ -20,5 +20,6 @@ class UnsupportedError(NotImplementedError):
 
 
 def refuse(argument: str, expected: str, got: object) -> NoReturn:
-    """Raises ArgumentError for `argument`."""
-    raise ArgumentError(argument, f"{argument}: expected {expected}, got {got}")
+    """Raises ArgumentError for `argument`; of what came the first 200 characters."""
+    line = " ".join(str(got).split())  # tensors and arrays print in many
+    raise ArgumentError(argument, f"{argument}: expected {expected}, got {line[:200]}")

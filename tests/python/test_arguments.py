@@ -221,8 +221,13 @@ def test_errors_travel_between_processes():
 @pytest.mark.parametrize("make", [Plain, lambda n: Video(4, n, 8), lambda n: Packed(n)])
 @pytest.mark.parametrize("value", ["8", 4.0, None, torch.tensor(4)])
 def test_sides_are_integers(make, value):
-    with pytest.raises(vidsparse.ArgumentError, match=r"^sequence: expected integers, got "):
+    with pytest.raises(vidsparse.ArgumentError, match=r"^sequence: expected integers, got [^\n]+$"):
         Sequence(make(value))
+
+
+def test_long_values_are_cut():
+    with pytest.raises(vidsparse.ArgumentError, match=r"^sequence: [^\n]{100,300}$"):
+        Sequence(Plain(torch.zeros(30, 30)))
 
 
 def test_refusals_are_one_line():

@@ -69,7 +69,7 @@ def test_metadata_is_made_once(device):
         first = kernel.build_vsa_metadata((3, 7, 10), device=device)
     again = kernel.build_vsa_metadata([3, 7, 10], [4, 4, 4], device.type)
     for name in ("tile_partition_indices", "reverse_tile_partition_indices",
-                 "variable_block_sizes"):  # fmt: skip
+                 "variable_block_sizes", "non_pad_index"):  # fmt: skip
         assert again[name] is first[name] and not first[name].is_inference()
     x = torch.randn(1, 210, 1, 64, device=device, requires_grad=True)
     x[:, first["tile_partition_indices"]].sum().backward()

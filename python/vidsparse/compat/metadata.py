@@ -24,7 +24,7 @@ def _kept(
     make: Callable[[TileLayout, torch.device], Tensor],
 ) -> Callable[[TileLayout, torch.device | str], Tensor]:
     """`make`, once for each layout and device: hosts ask in every step."""
-    cached = lru_cache(maxsize=16)(make)
+    cached = lru_cache(maxsize=256)(make)
 
     def kept(layout: TileLayout, device: torch.device | str) -> Tensor:
         where = torch.empty(0, device=device).device  # "cuda" with its index
