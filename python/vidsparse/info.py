@@ -14,7 +14,7 @@ from .backends import Problem, Verdict, backend_list, choose
 from .errors import refuse
 from .functional import tokens_of
 from .layout import TileLayout, resolve_top_k
-from .sequence import Ints, Sequence, is_integer, parse_tile
+from .sequence import Ints, Sequence, check_integer, parse_tile
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,7 @@ def _problem(
     heads_kv = heads if heads_kv is None else heads_kv
     sizes = dict(batch=batch, heads=heads, heads_kv=heads_kv, head_dim=head_dim)
     for name, size in sizes.items():
-        least = 0 if name == "batch" else 1
-        if not is_integer(size) or size < least:
-            refuse(name, f"an integer >= {least}", repr(size))
+        check_integer(name, size, least=0 if name == "batch" else 1)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         refuse("dtype", "a floating dtype of torch", dtype)
     if heads % heads_kv != 0:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .backends import PrefixMode
 from .errors import refuse
 from .functional import Layout, video_sparse_attention
-from .sequence import Ints, Sequence, is_integer, parse_tile
+from .sequence import Ints, Sequence, check_integer, parse_tile
 
 
 class VideoSparseAttention(nn.Module):
@@ -45,8 +45,8 @@ class VideoSparseAttention(nn.Module):
     ):
         super().__init__()
         for name, size in (("dim", dim), ("heads", heads), ("head_dim", head_dim)):
-            if size is not None and (not is_integer(size) or size < 1):
-                refuse(name, "an integer >= 1", repr(size))
+            if size is not None:
+                check_integer(name, size, least=1)
         if head_dim is None and dim % heads != 0:
             refuse("heads", f"a divisor of dim {dim}, or head_dim beside it", heads)
         self.heads = heads

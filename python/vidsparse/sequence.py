@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections.abc
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -170,6 +170,11 @@ def is_integer(value: object) -> bool:
     if isinstance(value, (int, torch.SymInt)):
         return True
     return hasattr(value, "__index__") and not isinstance(value, torch.Tensor)
+
+
+def check_integer(name: str, value: Any, least: int) -> None:
+    if not is_integer(value) or value < least:
+        refuse(name, f"an integer >= {least}", repr(value))
 
 
 def parse_tile(tile: int | Ints) -> Tile:

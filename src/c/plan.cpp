@@ -12,6 +12,7 @@ using vidsparse::TileLayout;
 using vidsparse::c::guarded;
 using vidsparse::c::refuse;
 using vidsparse::c::required;
+using vidsparse::core::check_below;
 
 namespace {
 
@@ -21,12 +22,6 @@ const TileLayout& layout_of(const vidsparse_plan* plan, int side) {
     refuse("side", "VIDSPARSE_QUERY or VIDSPARSE_KEY", std::to_string(side));
   }
   return side == VIDSPARSE_QUERY ? made.query_layout() : made.key_layout();
-}
-
-void check_below(std::int64_t value, std::int64_t end, const char* name) {
-  if (value < 0 || value >= end) {
-    refuse(name, "an index in [0, " + std::to_string(end) + ")", std::to_string(value));
-  }
 }
 
 }  // namespace
@@ -73,7 +68,7 @@ int vidsparse_plan_get_info(const vidsparse_plan* plan, vidsparse_plan_info* inf
 int vidsparse_plan_tile(const vidsparse_plan* plan, int side, int64_t index, vidsparse_tile* tile) {
   return guarded([&] {
     const TileLayout& layout = layout_of(plan, side);
-    check_below(index, layout.tiles(), "index");
+    check_below("index", index, layout.tiles());
     const vidsparse::Tile box = layout.tile(index);
     vidsparse_tile value = vidsparse_tile_init();
     value.segment = box.segment;
@@ -95,12 +90,12 @@ int vidsparse_plan_tile_at(const vidsparse_plan* plan, int side, int64_t segment
   return guarded([&] {
     const TileLayout& layout = layout_of(plan, side);
     const auto& segments = layout.sequence().segments();
-    check_below(segment, static_cast<std::int64_t>(segments.size()), "segment");
+    check_below("segment", segment, static_cast<std::int64_t>(segments.size()));
     const auto* video = std::get_if<vidsparse::Video>(&segments[static_cast<std::size_t>(segment)]);
     if (video == nullptr) refuse("segment", "a video segment", "a plain one");
-    check_below(t, video->t, "t");
-    check_below(h, video->h, "h");
-    check_below(w, video->w, "w");
+    check_below("t", t, video->t);
+    check_below("h", h, video->h);
+    check_below("w", w, video->w);
     required(index, "index") = layout.tile_at(segment, t, h, w);
   });
 }

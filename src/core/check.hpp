@@ -29,6 +29,12 @@ inline std::int64_t checked_sum(const char* argument, std::int64_t a, std::int64
   return a + b;
 }
 
+inline void check_below(const char* argument, std::int64_t index, std::int64_t end) {
+  if (index < 0 || index >= end) {
+    refuse(argument, "an index in [0, " + std::to_string(end) + ")", std::to_string(index));
+  }
+}
+
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return a / b + (a % b != 0); }
 
 }  // namespace vidsparse::core

@@ -22,12 +22,6 @@ void check_tile(const TileShape& tile) {
   if (tokens % 64 != 0 || tokens > INT32_MAX) core::refuse("tile", expected, got);
 }
 
-void check_index(std::int64_t index, std::int64_t tiles) {
-  if (index < 0 || index >= tiles) {
-    core::refuse("tile index", "0 to below " + std::to_string(tiles), std::to_string(index));
-  }
-}
-
 }  // namespace
 
 Sequence Sequence::grid(Video video, const std::vector<std::int64_t>& prefix) {
@@ -88,7 +82,7 @@ TileLayout::TileLayout(Sequence sequence, TileShape tile)
 }
 
 const TileLayout::Part& TileLayout::part_of(std::int64_t index) const {
-  check_index(index, tiles_);
+  core::check_below("tile index", index, tiles_);
   // Few segments: a scan beats a search. Empty segments hold no index.
   return *std::find_if(parts_.begin(), parts_.end(),
                        [&](const Part& part) { return index < part.first_tile + part.tiles; });
@@ -97,7 +91,7 @@ const TileLayout::Part& TileLayout::part_of(std::int64_t index) const {
 Tile TileLayout::tile(std::int64_t index) const {
   Tile tile;
   if (sequence_.is_packed()) {
-    check_index(index, tiles_);
+    core::check_below("tile index", index, tiles_);
     const std::int64_t slots = shape_.tokens();
     tile.origin = {0, 0, index * slots};
     tile.extent = {1, 1, slots};
@@ -138,9 +132,7 @@ std::int64_t TileLayout::valid(const Tile& tile, std::int64_t index,
 
 std::int64_t TileLayout::tile_at(std::int64_t segment, std::int64_t t, std::int64_t h,
                                  std::int64_t w) const {
-  if (segment < 0 || segment >= static_cast<std::int64_t>(parts_.size())) {
-    core::refuse("segment", "one of " + std::to_string(parts_.size()), std::to_string(segment));
-  }
+  core::check_below("segment", segment, static_cast<std::int64_t>(parts_.size()));
   const Part& part = parts_[static_cast<std::size_t>(segment)];
   return part.first_tile +
          ((t / part.box[0]) * part.tile_grid[1] + h / part.box[1]) * part.tile_grid[2] +
