@@ -61,16 +61,17 @@ const Overlap& find(const HeadStatistics& statistics, const std::string& along, 
 }
 
 TEST_F(ToolsInspect, StatisticsAgreeWithSets) {
-  // Text before the video: its tiles must not count.
+  // Text before the video: its tiles must not count. One query tile chose text alone.
   const TileLayout layout(Sequence({Plain{100}, Video{6, 11, 9}}), {4, 4, 4});
   const TileGrid grid = video_tiles(layout);
   ASSERT_EQ(grid.size, (std::array<std::int64_t, 3>{2, 3, 3}));
   ASSERT_EQ(grid.first, 2);
   ASSERT_EQ(grid.first + grid.tiles(), layout.tiles());
   TileMask mask(MaskShape{1, 2, layout.tiles(), layout.tiles()});
+  const std::int64_t without = grid.first + pick(0, 17);
   for (std::int64_t query = 0; query < layout.tiles(); ++query) {
     for (std::int64_t key = 0; key < layout.tiles(); ++key) {
-      if (key < 2 || pick(0, 2) == 0) mask.set(0, 1, query, key);
+      if (key < 2 || (query != without && pick(0, 2) == 0)) mask.set(0, 1, query, key);
     }
   }
   const HeadStatistics statistics = head_statistics(mask.view(), grid, 0, 1);
@@ -119,6 +120,22 @@ TEST_F(ToolsInspect, StatisticsAgreeWithSets) {
     }
     EXPECT_NEAR(chosen, 1, 1e-9);
     EXPECT_NEAR(blind, 1, 1e-9);
+  }
+}
+
+TEST_F(ToolsInspect, StatisticsOfNoChoiceAreZero) {
+  const TileLayout layout(Sequence::grid({4, 8, 8}), {4, 4, 4});
+  const TileMask mask(MaskShape{1, 1, layout.tiles(), layout.tiles()});
+  const HeadStatistics statistics = head_statistics(mask.view(), video_tiles(layout), 0, 0);
+  EXPECT_EQ(statistics.list_length, 0);
+  EXPECT_EQ(statistics.own_share, 0);
+  for (const DistanceHistogram& histogram : statistics.distances) {
+    for (const double share : histogram.chosen) EXPECT_EQ(share, 0);
+    EXPECT_EQ(histogram.mean, 0);
+  }
+  for (const Overlap& overlap : statistics.overlaps) {
+    EXPECT_EQ(overlap.common, 0);
+    EXPECT_EQ(overlap.all, 0);
   }
 }
 

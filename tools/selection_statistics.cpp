@@ -1,6 +1,5 @@
 #include "selection_statistics.hpp"
 
-#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdlib>
@@ -38,6 +37,14 @@ class VideoRows {
     return bits_.data() + (tile - grid_.first) * words_;
   }
   std::int64_t count(std::int64_t tile) const { return count_set(row(tile), words_); }
+  /// Query tiles that chose any video tile: a mask of the caller's may leave rows empty.
+  std::int64_t choosing() const {
+    std::int64_t tiles = 0;
+    for (std::int64_t tile = 0; tile < grid_.tiles(); ++tile) {
+      tiles += count(grid_.first + tile) > 0 ? 1 : 0;
+    }
+    return tiles;
+  }
 
  private:
   TileGrid grid_;
@@ -50,10 +57,12 @@ DistanceHistogram distances_along(std::size_t axis, const VideoRows& rows, const
   DistanceHistogram histogram;
   histogram.chosen.resize(static_cast<std::size_t>(side));
   histogram.blind.resize(static_cast<std::size_t>(side));
+  const std::int64_t choosing = rows.choosing();
   for (std::int64_t query = grid.first; query < grid.first + grid.tiles(); ++query) {
+    const std::int64_t chosen = rows.count(query);
+    if (chosen == 0) continue;
     const std::int64_t here = grid.place(query)[axis];
-    const double share =
-        1.0 / static_cast<double>(std::max<std::int64_t>(1, rows.count(query)) * grid.tiles());
+    const double share = 1.0 / static_cast<double>(chosen * choosing);
     for_each_set(rows.row(query), rows.words(), [&](std::int64_t key) {
       const std::int64_t distance = std::abs(grid.place(key)[axis] - here);
       histogram.chosen[static_cast<std::size_t>(distance)] += share;

@@ -11,8 +11,8 @@
 namespace vidsparse::tools {
 
 /// How far the chosen key tiles lie from their query tile, in tiles along one axis: entry d is the
-/// share of all chosen tiles (query tiles weigh alike) at distance d, and the same for tiles chosen
-/// blindly.
+/// share of all chosen tiles (query tiles that chose any weigh alike) at distance d, and the same
+/// for tiles chosen blindly. The shares sum to 1; where no query tile chose any, `chosen` is 0.
 struct DistanceHistogram {
   std::vector<double> chosen;
   std::vector<double> blind;
