@@ -3,18 +3,16 @@
 #include <algorithm>
 #include <array>
 
-#include "core/workspace.hpp"
+#include "core/forward_stages.hpp"
 
 namespace vidsparse::core {
 
 /// The stages' arguments and memory.
-struct StagedKernels::Steps {
-  PoolArgs pool;
-  SelectArgs select;
-  AttendArgs attend;
-  Workspace pool_space;
-  Workspace select_space;
-  Workspace attend_space;
+struct StagedKernels::Steps : ForwardStages {
+  PoolArgs pool{};
+  Workspace pool_space{};
+  Workspace select_space{};
+  Workspace attend_space{};
   std::size_t bytes = 0;
 };
 
@@ -22,29 +20,12 @@ struct StagedKernels::Steps {
 /// of the first two stages were.
 StagedKernels::Steps StagedKernels::plan(const ForwardArgs& args, void* base) const {
   const Problem& problem = setting_.problem;
-  const std::int64_t query_tiles = setting_.query.tiles();
-  const std::int64_t key_tiles = setting_.key.tiles();
-  const std::array<std::int64_t, 4> by_query = {problem.batch, problem.heads_q, query_tiles,
-                                                problem.head_dim};
-  const std::array<std::int64_t, 4> by_key = {problem.batch, problem.key_heads(), key_tiles,
-                                              problem.head_dim};
-  const bool gated = !args.gate.is_none();
+  const std::array<std::int64_t, 4> by_query = {problem.batch, problem.heads_q,
+                                                setting_.query.tiles(), problem.head_dim};
+  const std::array<std::int64_t, 4> by_key = {problem.batch, problem.key_heads(),
+                                              setting_.key.tiles(), problem.head_dim};
   Arena arena(base);
-  Steps steps;
-  SelectArgs& select = steps.select;
-  select.lengths = args.lengths;
-  select.selection = args.selection;
-  select.scale = args.scale;
-  select.mask =
-      args.mask ? args.mask : arena.mask({problem.batch, problem.heads_q, query_tiles, key_tiles});
-  if (gated) {
-    select.oc = args.oc ? args.oc : arena.tensor(DType::f32, 4, by_query);
-    select.coarse_max = args.coarse_max;
-    select.coarse_sum = args.coarse_sum;
-  }
-  steps.attend = {args.q,     args.k,      args.v,    args.lengths,
-                  args.scale, select.mask, args.gate, TensorView(select.oc),
-                  args.out,   args.lse};
+  Steps steps{take_stages(arena, setting_, args)};
   steps.attend_space = arena.rest(workspace_bytes(steps.attend));
 
   Arena early = arena;
@@ -54,15 +35,15 @@ StagedKernels::Steps StagedKernels::plan(const ForwardArgs& args, void* base) co
   pool.k = args.k;
   pool.qc = early.tensor(DType::f32, 4, by_query);
   pool.kc = early.tensor(DType::f32, 4, by_key);
-  if (gated) {
+  if (!args.gate.is_none()) {
     pool.v = args.v;
     pool.vc = early.tensor(DType::f32, 4, by_key);
   }
-  select.qc = pool.qc;
-  select.kc = pool.kc;
-  select.vc = pool.vc;
+  steps.select.qc = pool.qc;
+  steps.select.kc = pool.kc;
+  steps.select.vc = pool.vc;
   steps.pool_space = early.rest(workspace_bytes(pool));
-  steps.select_space = early.rest(workspace_bytes(select));
+  steps.select_space = early.rest(workspace_bytes(steps.select));
   steps.bytes = std::max(early.used() + std::max(steps.pool_space.bytes, steps.select_space.bytes),
                          arena.used() + steps.attend_space.bytes);
   return steps;

@@ -116,6 +116,14 @@ def test_info_and_plan():
             report(grid=(4, 4, 8), heads=2, heads_kv=0)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_plan_for_an_absent_gpu_is_refused():
+    verdicts = vidsparse.explain(grid=(4, 4, 8), device="cuda")
+    assert not any(verdict.ok for verdict in verdicts.values())
+    with pytest.raises(vidsparse.UnsupportedError, match="on cuda"):
+        vidsparse.plan(grid=(4, 4, 8), device="cuda")
+
+
 def test_a_changed_environment_counts(monkeypatch):
     """Also for problems that are cached."""
     info = vidsparse.info()

@@ -28,7 +28,9 @@ class TritonBackend(Backend):
                 return Verdict(False, "a CPU runs Triton kernels only with TRITON_INTERPRET=1")
         elif device.type != "cuda":
             return Verdict(False, f"device: expected a GPU of type cuda, got {device.type}")
-        elif torch.version.hip is None and torch.cuda.is_available():
+        elif not torch.cuda.is_available():
+            return Verdict(False, "device: no GPU is visible to torch")
+        elif torch.version.hip is None:
             capability = torch.cuda.get_device_capability(device)
             if capability < (8, 0):
                 got = ".".join(map(str, capability))

@@ -1,6 +1,6 @@
 #include "cuda/common/gpu_kernels.hpp"
 
-#include "core/workspace.hpp"
+#include "core/forward_stages.hpp"
 #include "cuda/common/stages.hpp"
 
 namespace vidsparse::cuda {
@@ -40,38 +40,17 @@ void GpuKernels::attend(const AttendArgs& args, Workspace workspace, void* strea
 }
 
 /// A forward's stages and their memory.
-struct GpuKernels::Steps {
-  PoolArgs pool;
-  SelectArgs select;
-  AttendArgs attend;
-  Workspace attend_space;
-  PooledPlanes planes;
-  Workspace select_space;
+struct GpuKernels::Steps : core::ForwardStages {
+  PoolArgs pool{};
+  Workspace attend_space{};
+  PooledPlanes planes{};
+  Workspace select_space{};
   std::size_t bytes = 0;
 };
 
 GpuKernels::Steps GpuKernels::plan(const ForwardArgs& args, void* base) const {
-  const std::int64_t batch = context_.batch();
-  const std::int64_t heads = context_.heads();
-  const bool gated = !args.gate.is_none();
   core::Arena arena(base);
-  Steps steps;
-  SelectArgs& select = steps.select;
-  select.lengths = args.lengths;
-  select.selection = args.selection;
-  select.scale = args.scale;
-  select.mask =
-      args.mask ? args.mask : arena.mask({batch, heads, context_.query.tiles, context_.key.tiles});
-  if (gated) {
-    select.oc = args.oc ? args.oc
-                        : arena.tensor(DType::f32, 4,
-                                       {batch, heads, context_.query.tiles, context_.head_dim()});
-    select.coarse_max = args.coarse_max;
-    select.coarse_sum = args.coarse_sum;
-  }
-  steps.attend = {args.q,     args.k,      args.v,    args.lengths,
-                  args.scale, select.mask, args.gate, TensorView(select.oc),
-                  args.out,   args.lse};
+  Steps steps{core::take_stages(arena, *context_.setting, args)};
   const std::size_t attend_size = attend_bytes(steps.attend);
   steps.attend_space = arena.rest(attend_size);
   arena.take<std::byte>(static_cast<std::int64_t>(attend_size));
@@ -79,7 +58,7 @@ GpuKernels::Steps GpuKernels::plan(const ForwardArgs& args, void* base) const {
   steps.pool.k = args.k;
   steps.pool.v = args.v;
   steps.pool.lengths = args.lengths;
-  steps.planes = take_planes(arena, context_, gated);
+  steps.planes = take_planes(arena, context_, !args.gate.is_none());
   steps.select_space = arena.rest(select_bytes(context_));
   steps.bytes = arena.used() + steps.select_space.bytes;
   return steps;
