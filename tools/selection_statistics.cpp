@@ -37,14 +37,6 @@ class VideoRows {
     return bits_.data() + (tile - grid_.first) * words_;
   }
   std::int64_t count(std::int64_t tile) const { return count_set(row(tile), words_); }
-  /// Query tiles that chose any video tile: a mask of the caller's may leave rows empty.
-  std::int64_t choosing() const {
-    std::int64_t tiles = 0;
-    for (std::int64_t tile = 0; tile < grid_.tiles(); ++tile) {
-      tiles += count(grid_.first + tile) > 0 ? 1 : 0;
-    }
-    return tiles;
-  }
 
  private:
   TileGrid grid_;
@@ -57,16 +49,20 @@ DistanceHistogram distances_along(std::size_t axis, const VideoRows& rows, const
   DistanceHistogram histogram;
   histogram.chosen.resize(static_cast<std::size_t>(side));
   histogram.blind.resize(static_cast<std::size_t>(side));
-  const std::int64_t choosing = rows.choosing();
+  std::int64_t choosing = 0;  // query tiles: a mask of the caller's may leave rows empty
   for (std::int64_t query = grid.first; query < grid.first + grid.tiles(); ++query) {
     const std::int64_t chosen = rows.count(query);
     if (chosen == 0) continue;
+    ++choosing;
     const std::int64_t here = grid.place(query)[axis];
-    const double share = 1.0 / static_cast<double>(chosen * choosing);
+    const double share = 1.0 / static_cast<double>(chosen);
     for_each_set(rows.row(query), rows.words(), [&](std::int64_t key) {
       const std::int64_t distance = std::abs(grid.place(key)[axis] - here);
       histogram.chosen[static_cast<std::size_t>(distance)] += share;
     });
+  }
+  if (choosing > 0) {
+    for (double& share : histogram.chosen) share /= static_cast<double>(choosing);
   }
   for (std::int64_t a = 0; a < side; ++a) {
     for (std::int64_t b = 0; b < side; ++b) {
