@@ -18,6 +18,7 @@ TEST(CpuIsa, VariableForcesAndErrorsNameIt) {
   EXPECT_EQ(isas().back().name, std::string("scalar"));
   for (const Isa& isa : isas()) {
     force(isa.name);
+    EXPECT_EQ(isa.kernels != nullptr, isa.verdict.ok);
     if (isa.verdict.ok) {
       EXPECT_EQ(choose_kernels().name, std::string(isa.name));
       continue;

@@ -116,6 +116,13 @@ Verdict check_amx() {
 
 bool is_intel() { return cpuid(0, 0).ebx == 0x756e6547U; }  // "Genu"
 
+/// A table is asked for only where its set can run: the function that gives it is compiled with
+/// that set's flags too, and may use what the machine lacks to fill it.
+Isa isa_of(const char* name, const char* summary, const Verdict& verdict,
+           const Kernels& (*table)()) {
+  return {name, summary, verdict, verdict.ok ? &table() : nullptr};
+}
+
 #endif  // VIDSPARSE_CPU_X86
 
 }  // namespace
@@ -123,13 +130,13 @@ bool is_intel() { return cpuid(0, 0).ebx == 0x756e6547U; }  // "Genu"
 std::vector<Isa> isas() {
   std::vector<Isa> list;
 #if defined(VIDSPARSE_CPU_X86)
-  const Isa avx512{"avx512", "AVX-512 F, DQ, BW, VL", check_avx512(), &avx512_kernels()};
-  const Isa bf16{"avx512_bf16", "AVX-512 with its bf16 dot product", check_avx512_bf16(),
-                 &avx512_bf16_kernels()};
-  list.push_back({"amx", "AMX bf16 tiles and AVX-512", check_amx(), &amx_kernels()});
+  const Isa avx512 = isa_of("avx512", "AVX-512 F, DQ, BW, VL", check_avx512(), avx512_kernels);
+  const Isa bf16 = isa_of("avx512_bf16", "AVX-512 with its bf16 dot product", check_avx512_bf16(),
+                          avx512_bf16_kernels);
+  list.push_back(isa_of("amx", "AMX bf16 tiles and AVX-512", check_amx(), amx_kernels));
   list.push_back(is_intel() ? avx512 : bf16);
   list.push_back(is_intel() ? bf16 : avx512);
-  list.push_back({"avx2", "AVX2, FMA, F16C", check_avx2(), &avx2_kernels()});
+  list.push_back(isa_of("avx2", "AVX2, FMA, F16C", check_avx2(), avx2_kernels));
 #else
   for (const char* name : {"amx", "avx512_bf16", "avx512", "avx2"}) {
     list.push_back({name, "x86-64 only", Verdict::no("not built for this architecture"), nullptr});

@@ -13,7 +13,7 @@ struct Isa {
   const char* name;
   const char* summary;
   Verdict verdict;
-  const Kernels* kernels;  ///< null where the set is not built for this architecture
+  const Kernels* kernels;  ///< null where it cannot run
 };
 
 /// All of them, in order of preference on this machine. "amx" comes first; the bf16 dot product of
@@ -25,7 +25,7 @@ std::vector<Isa> isas();
 /// Throws Error when it names none, or one that cannot run here.
 const Kernels& choose_kernels();
 
-// The tables, one per ISA file; they may be read anywhere, their functions run only where the ISA
+// The tables, one per ISA file: these functions, and those of the tables, run only where the ISA
 // is.
 const Kernels& scalar_kernels();
 const Kernels& avx2_kernels();
