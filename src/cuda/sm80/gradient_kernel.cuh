@@ -35,8 +35,8 @@ class GradientBlock {
         address_(ptx::shared_address(shared)),
         own_(own_rows(static_cast<int>(threadIdx.x))),
         columns_(columns(static_cast<int>(threadIdx.x))),
-        rows_((address_ + Config::kOther + first_row<kRowBytes>(lane_)) ^
-              (Config::kExchanges ? column_warp() * kSumColumns * 2 : 0)),
+        rows_(address_ + Config::kOther + first_row<kRowBytes>(lane_) +
+              column_warp() * (Config::kExchanges ? kSumColumns * 2 : kColumns * kRowBytes)),
         list_(p_.other, p_.per_tile, p_.other_fragments, shared + Config::kList),
         copy_(p_.other) {}
 
@@ -190,8 +190,8 @@ class GradientBlock {
     const std::uint32_t columns_at = (anew ? columns(ptx::thread_index()) : columns_) + offset;
     const auto own = [own_at](int which) {
       return [own_at, which](int k, int m, std::uint32_t(&rows)[4]) {
-        ptx::load_matrices(rows,
-                           (own_at ^ k * 32) + which * Config::kFragmentBytes + m * 16 * kRowBytes);
+        ptx::load_matrices(
+            rows, further(own_at, k) + which * Config::kFragmentBytes + m * 16 * kRowBytes);
       };
     };
     const float* norms =
@@ -222,7 +222,7 @@ class GradientBlock {
       add_weighted(packed(weights), offset);
     }
     Scores d_scores;
-    multiply_transposed<T, kD>(d_scores, own(1), columns_at + Config::kFragmentBytes);
+    multiply_transposed<T, kD>(d_scores, own(1), columns_at, Config::kFragmentBytes);
     each_pair([&](int m, int i) {
       float2 delta = {delta_[2 * m + i / 2 % 2], delta_[2 * m + i / 2 % 2]};
       if constexpr (Config::kByKey) {
@@ -238,8 +238,7 @@ class GradientBlock {
       add_weighted(exchanged(Config::kWeights), offset);
       multiply_added<T, kD>(d_scores_, exchanged(Config::kScoreGradients), rows_ + offset);
     } else {
-      multiply_added<T, kD, kColumns / 16>(d_scores_, packed(d_scores),
-                                           rows_ + offset + column_warp() * kColumns * kRowBytes);
+      multiply_added<T, kD, kColumns / 16>(d_scores_, packed(d_scores), rows_ + offset);
     }
   }
 
@@ -264,7 +263,7 @@ class GradientBlock {
 
   template <class Load>
   __device__ void add_weighted(const Load& weights, int offset) {
-    multiply_added<T, kD>(d_weights_, weights, rows_ + offset + Config::kFragmentBytes);
+    multiply_added<T, kD>(d_weights_, weights, rows_ + offset, Config::kFragmentBytes);
   }
 
   /// Makes accumulators a product's factor in registers.
@@ -277,19 +276,21 @@ class GradientBlock {
 
   /// The same in shared memory, for two warps.
   __device__ void hand_over(const Scores& values, int to) {
+    // Eight columns are an exclusive or with 16 bytes, as nothing else uses those bits.
+    const int first =
+        swizzled<128>(first_slot() + lane_ / 4, column_warp() * (kColumns / 8)) + lane_ % 4 * 4;
     each_pair([&](int m, int i) {
-      const int row = first_slot() + 16 * m + i / 2 % 2 * 8 + lane_ / 4;
-      *reinterpret_cast<std::uint32_t*>(shared_ + to +
-                                        swizzled<128>(row, column_warp() * (kColumns / 8) + i / 4) +
-                                        lane_ % 4 * 4) = pack<T>(values[m][i], values[m][i + 1]);
+      const int rows = 16 * m + i / 2 % 2 * 8;
+      *reinterpret_cast<std::uint32_t*>(shared_ + (first ^ i / 4 * 16) + to + rows * 128) =
+          pack<T>(values[m][i], values[m][i + 1]);
     });
   }
 
   /// The loader of what hand_over() wrote.
   __device__ auto exchanged(int from) const {
-    const std::uint32_t rows = address_ + from + first_slot() * 128 + first_row<128>(lane_);
-    return [rows](int k, int m, std::uint32_t(&words)[4]) {
-      ptx::load_matrices(words, (rows ^ k * 32) + m * 16 * 128);
+    const std::uint32_t rows = address_ + first_slot() * 128 + first_row<128>(lane_);
+    return [rows, from](int k, int m, std::uint32_t(&words)[4]) {
+      ptx::load_matrices(words, further(rows, k) + from + m * 16 * 128);
     };
   }
 
