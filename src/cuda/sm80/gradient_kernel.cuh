@@ -56,7 +56,7 @@ class GradientBlock {
       delta_[r] = 0;
     }
     if (start_own()) {
-      const int members = Config::kByKey ? p_.group : 1;
+      const int members = Config::kByKey ? static_cast<int>(p_.group.divisor) : 1;
       for (int member = 0; member < members; ++member) walk(member);
     }
     ptx::wait_copy_groups<0>();
@@ -65,6 +65,7 @@ class GradientBlock {
 
  private:
   static constexpr int kSumColumns = Config::kSumColumns;
+  static constexpr int kNorms = 2 * kFragment;  ///< lse and delta of a fragment
   using Scores = float[kRowTiles][kColumns / 2];
   using Sums = float[kRowTiles][kSumColumns / 2];
 
@@ -82,9 +83,11 @@ class GradientBlock {
         ListedFragment::of(p_.own, item.fragment, __ldg(reinterpret_cast<const uint4*>(entry)));
     if (own.valid == 0) return false;
     FragmentCopy<Config::kThreads, kRowBytes> copy(p_.own);
-    copy.start(own, rows_of(p_.own_scores, item.batch, item.head, address_ + Config::kOwn),
-               rows_of(p_.own_weights, item.batch, item.head,
-                       address_ + Config::kOwn + Config::kFragmentBytes));
+    const std::uint32_t to = address_ + Config::kOwn;
+    copy.start(own,
+               CopiedRows{to, p_.own_scores.head(item.batch, item.head), p_.own_scores.token_bytes},
+               CopiedRows{to + Config::kFragmentBytes, p_.own_weights.head(item.batch, item.head),
+                          p_.own_weights.token_bytes});
     ptx::commit_copies();
     if constexpr (!Config::kByKey) {
       const float* norms = norms_of(item.batch, item.head, item.fragment);
@@ -98,11 +101,31 @@ class GradientBlock {
     return true;
   }
 
+  /// A head of the other side: its first tokens, and by key the lse and delta of its first
+  /// fragment.
+  struct OtherHead {
+    const char* scores;
+    const char* weights;
+    const float* norms;
+  };
+
+  __device__ OtherHead other_head(int member) const {
+    const Item item = Item::current(p_.per_tile);
+    const int head = Config::kByKey ? query_head(item, member) : p_.group.quotient(item.head);
+    return {p_.other_scores.head(item.batch, head), p_.other_weights.head(item.batch, head),
+            Config::kByKey ? norms_of(item.batch, head, 0) : nullptr};
+  }
+
+  __device__ int query_head(const Item& item, int member) const {
+    return Config::kByKey ? item.head * static_cast<int>(p_.group.divisor) + member : item.head;
+  }
+
   /// All fragments of the other side's head that belongs to the own one's; `member`: of its group.
   __device__ void walk(int member) {
     list_.restart();  // which waits until the former head's last stage has been read
+    const OtherHead head = other_head(member);
     ListedFragment fragment;
-    bool more = start_other(member, 0, fragment);
+    bool more = start_other(member, head, 0, fragment);
     int stage = 0;
     while (more) {
       ptx::wait_copy_groups<0>();
@@ -111,41 +134,37 @@ class GradientBlock {
       const int offset = stage * Config::kStageBytes;
       if constexpr (Config::kStages == 2) {
         stage ^= 1;
-        more = start_other(member, stage, fragment);
+        more = start_other(member, head, stage, fragment);
       }
       add(offset, valid);
       if constexpr (Config::kStages == 1) {
         __syncthreads();  // all have read it
-        more = start_other(member, 0, fragment);
+        more = start_other(member, head, 0, fragment);
       }
     }
   }
 
   /// Asks for the next fragment's rows.
-  __device__ bool start_other(int member, int stage, ListedFragment& fragment) {
-    const auto query_or_key_head = [this, member](const Item& item) {
-      return Config::kByKey ? item.head * p_.group + member : item.head / p_.group;
-    };
+  __device__ bool start_other(int member, const OtherHead& head, int stage,
+                              ListedFragment& fragment) {
     const bool more = list_.next(fragment, [&] {
       const Item item = Item::current(p_.per_tile);
-      const int query_head = Config::kByKey ? query_or_key_head(item) : item.head;
+      const int query = query_head(item, member);
       return ListSource{
-          p_.mask + item.batch * p_.mask_batch + query_head * p_.mask_head +
-              item.tile * p_.mask_row,
-          p_.other_table + item.batch * p_.other_table_batch + query_head * p_.other_table_head};
+          p_.mask + item.batch * p_.mask_batch + query * p_.mask_head + item.tile * p_.mask_row,
+          p_.other_table + item.batch * p_.other_table_batch + query * p_.other_table_head};
     });
     if (!more) return false;
-    const Item item = Item::current(p_.per_tile);
-    const int head = query_or_key_head(item);
     const std::uint32_t to = address_ + Config::kOther + stage * Config::kStageBytes;
-    copy_.start_listed(list_, fragment, rows_of(p_.other_scores, item.batch, head, to),
-                       rows_of(p_.other_weights, item.batch, head, to + Config::kFragmentBytes));
+    copy_.start_listed(
+        list_, fragment, CopiedRows{to, head.scores, p_.other_scores.token_bytes},
+        CopiedRows{to + Config::kFragmentBytes, head.weights, p_.other_weights.token_bytes});
     if constexpr (Config::kByKey) {
       if (fragment.gathered()) {
-        start_gathered_norms(to + Config::kNorms, item.batch, head, fragment);
+        start_gathered_norms(to + Config::kNorms, head.norms, fragment);
       } else if (threadIdx.x < 32) {
         ptx::copy_async_16(to + Config::kNorms + lane_ * 16,
-                           norms_of(item.batch, head, fragment.number()) + lane_ * 4, true);
+                           head.norms + std::int64_t{fragment.number()} * kNorms + lane_ * 4, true);
       }
     }
     ptx::commit_copies();
@@ -153,28 +172,24 @@ class GradientBlock {
   }
 
   /// Those of a gathered fragment's rows, one of the 128 a thread.
-  __device__ void start_gathered_norms(std::uint32_t to, int batch, int head,
+  __device__ void start_gathered_norms(std::uint32_t to, const float* norms,
                                        const ListedFragment& fragment) const {
-    static_assert(Config::kThreads == 2 * kFragment);
+    static_assert(Config::kThreads == kNorms);
     const int thread = ptx::thread_index();
     const GatheredSlot from = list_.slot(fragment, thread % kFragment);
     if (from.slot >= 0) {
-      const float* norms = norms_of(batch, head, from.number());
-      ptx::copy_async_4(to + thread * 4, norms + thread / kFragment * kFragment + from.slot, true);
+      const std::int64_t at =
+          std::int64_t{from.number()} * kNorms + thread / kFragment * kFragment + from.slot;
+      ptx::copy_async_4(to + thread * 4, norms + at, true);
     } else {  // as a row without weight
       reinterpret_cast<float*>(shared_ + (to - address_))[thread] =
           thread < kFragment ? INFINITY : 0.0F;
     }
   }
 
-  __device__ static CopiedRows rows_of(const HeadRows& tensor, int batch, int head,
-                                       std::uint32_t to) {
-    return {to, tensor.head(batch, head), tensor.token_bytes};
-  }
-
   __device__ const float* norms_of(int batch, int query_head, int fragment) const {
     const std::int64_t plane = std::int64_t{batch} * p_.query_heads + query_head;
-    return p_.norms + (plane * p_.query_fragments + fragment) * (2 * kFragment);
+    return p_.norms + (plane * p_.query_fragments + fragment) * kNorms;
   }
 
   /// Rows without weight may have either infinity; with the positive one their weights are 0.
