@@ -125,36 +125,40 @@ class GradientBlock {
     list_.restart();  // which waits until the former head's last stage has been read
     const OtherHead head = other_head(member);
     ListedFragment fragment;
-    bool more = start_other(member, head, 0, fragment);
+    bool more = find_other(member, fragment);
+    if (more) start_other(head, 0, fragment);
     int stage = 0;
     while (more) {
-      ptx::wait_copy_groups<0>();
-      __syncthreads();  // this stage is there; the other one has been read
       const std::uint64_t valid = fragment.valid;
       const int offset = stage * Config::kStageBytes;
+      more = find_other(member, fragment);  // behind the copies
+      ptx::wait_copy_groups<0>();
+      __syncthreads();  // this stage is there; the other one has been read
       if constexpr (Config::kStages == 2) {
         stage ^= 1;
-        more = start_other(member, head, stage, fragment);
+        if (more) start_other(head, stage, fragment);
       }
       add(offset, valid);
       if constexpr (Config::kStages == 1) {
         __syncthreads();  // all have read it
-        more = start_other(member, head, 0, fragment);
+        if (more) start_other(head, 0, fragment);
       }
     }
   }
 
-  /// Asks for the next fragment's rows.
-  __device__ bool start_other(int member, const OtherHead& head, int stage,
-                              ListedFragment& fragment) {
-    const bool more = list_.next(fragment, [&] {
+  /// Looks the next fragment up; false if there is none.
+  __device__ bool find_other(int member, ListedFragment& fragment) {
+    return list_.next(fragment, [&] {
       const Item item = Item::current(p_.per_tile);
       const int query = query_head(item, member);
       return ListSource{
           p_.mask + item.batch * p_.mask_batch + query * p_.mask_head + item.tile * p_.mask_row,
           p_.other_table + item.batch * p_.other_table_batch + query * p_.other_table_head};
     });
-    if (!more) return false;
+  }
+
+  /// Asks for the rows of the fragment found last.
+  __device__ void start_other(const OtherHead& head, int stage, const ListedFragment& fragment) {
     const std::uint32_t to = address_ + Config::kOther + stage * Config::kStageBytes;
     copy_.start_listed(
         list_, fragment, CopiedRows{to, head.scores, p_.other_scores.token_bytes},
@@ -168,7 +172,6 @@ class GradientBlock {
       }
     }
     ptx::commit_copies();
-    return true;
   }
 
   /// Those of a gathered fragment's rows, one of the 128 a thread.
