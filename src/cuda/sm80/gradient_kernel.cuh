@@ -167,8 +167,9 @@ class GradientBlock {
       if (fragment.gathered()) {
         start_gathered_norms(to + Config::kNorms, head.norms, fragment);
       } else if (threadIdx.x < 32) {
-        ptx::copy_async_16(to + Config::kNorms + lane_ * 16,
-                           head.norms + std::int64_t{fragment.number()} * kNorms + lane_ * 4, true);
+        const char* norms =
+            ptx::advance(reinterpret_cast<const char*>(head.norms), fragment.number(), kNorms * 4);
+        ptx::copy_async_16(to + Config::kNorms + lane_ * 16, norms + lane_ * 16);
       }
     }
     ptx::commit_copies();
@@ -209,7 +210,7 @@ class GradientBlock {
     const auto own = [own_at](int which) {
       return [own_at, which](int k, int m, std::uint32_t(&rows)[4]) {
         ptx::load_matrices(
-            rows, further(own_at, k) + which * Config::kFragmentBytes + m * 16 * kRowBytes);
+            rows, columns_further(own_at, k) + which * Config::kFragmentBytes + m * 16 * kRowBytes);
       };
     };
     const float* norms =
@@ -308,7 +309,7 @@ class GradientBlock {
   __device__ auto exchanged(int from) const {
     const std::uint32_t rows = address_ + first_slot() * 128 + first_row<128>(lane_);
     return [rows, from](int k, int m, std::uint32_t(&words)[4]) {
-      ptx::load_matrices(words, further(rows, k) + from + m * 16 * 128);
+      ptx::load_matrices(words, columns_further(rows, k) + from + m * 16 * 128);
     };
   }
 

@@ -7,8 +7,8 @@
 
 // Products of a warp with a fragment in shared memory: 64 rows of D elements as
 // fragment_copy.cuh writes them. A *lane address* is that of the lane's first matrix row, as
-// first_row() and first_column() give it; further() says where further columns lie from there, and
-// 16 rows are an addition.
+// first_row() and first_column() give it; columns_further() says where further columns lie from
+// there, and 16 rows are an addition.
 
 namespace vidsparse::cuda::sm80 {
 
@@ -22,7 +22,7 @@ __device__ constexpr int swizzled(int row, int chunk) {
 /// A lane address 16 * k columns further. Of a row's bytes swizzling changes bits 4 to 6: below 128
 /// bytes 16 columns are an exclusive or with 32 bytes, because nothing else uses those bits, and
 /// 128 bytes are an addition, which loads do themselves.
-__device__ constexpr std::uint32_t further(std::uint32_t lane_address, int k) {
+__device__ constexpr std::uint32_t columns_further(std::uint32_t lane_address, int k) {
   return (lane_address ^ (k * 32 & 96)) + (k * 32 & ~127);
 }
 
@@ -64,7 +64,7 @@ __device__ inline void multiply_transposed(float (&scores)[RowTiles][Half], Load
 #pragma unroll
     for (int n = 0; n < Half / 8; ++n) {  // 16 of the fragment's rows
       std::uint32_t four[4];
-      ptx::load_matrices(four, further(fragment, k) + offset + n * 16 * (D * 2));
+      ptx::load_matrices(four, columns_further(fragment, k) + offset + n * 16 * (D * 2));
 #pragma unroll
       for (int m = 0; m < RowTiles; ++m) {
         multiply<T>(scores[m], 8 * n, rows[m], four[0], four[1]);
@@ -88,7 +88,7 @@ __device__ inline void multiply_added(float (&sums)[RowTiles][Half], Load&& load
 #pragma unroll
     for (int n = 0; n < Half / 8; ++n) {
       std::uint32_t four[4];
-      ptx::load_matrices_transposed(four, further(fragment, n) + offset + k * 16 * (D * 2));
+      ptx::load_matrices_transposed(four, columns_further(fragment, n) + offset + k * 16 * (D * 2));
 #pragma unroll
       for (int m = 0; m < RowTiles; ++m) {
         multiply<T>(sums[m], 8 * n, rows[m], four[0], four[1]);
