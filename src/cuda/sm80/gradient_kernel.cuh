@@ -57,7 +57,15 @@ class GradientBlock {
     }
     if (start_own()) {
       const int members = Config::kByKey ? static_cast<int>(p_.group.divisor) : 1;
-      for (int member = 0; member < members; ++member) walk(member);
+      for (int member = 0; member < members; ++member) {
+        list_.restart();  // which waits until the former head's last stage has been read
+        const OtherHead head = other_head(member);
+        if constexpr (Config::kExchanges) {
+          walk_by_turns(member, head);
+        } else {
+          walk(member, head);
+        }
+      }
     }
     ptx::wait_copy_groups<0>();
     store();
@@ -121,9 +129,7 @@ class GradientBlock {
   }
 
   /// All fragments of the other side's head that belongs to the own one's; `member`: of its group.
-  __device__ void walk(int member) {
-    list_.restart();  // which waits until the former head's last stage has been read
-    const OtherHead head = other_head(member);
+  __device__ void walk(int member, const OtherHead& head) {
     ListedFragment fragment;
     bool more = find_other(member, fragment);
     if (more) start_other(head, 0, fragment);
@@ -146,6 +152,35 @@ class GradientBlock {
     }
   }
 
+  /// The same with an exchange and one stage: the scores' factors are copied behind the sums of the
+  /// weights, and the weights' factors behind the next scores.
+  __device__ void walk_by_turns(int member, const OtherHead& head) {
+    static_assert(Config::kStages == 1);
+    ListedFragment fragment;
+    bool more = find_other(member, fragment);
+    if (more) start_scores(head, fragment);
+    while (more) {
+      ptx::wait_copy_groups<0>();
+      __syncthreads();  // these scores' factors are there; the former weights' have been read
+      start_weights(head, fragment);
+      Scores weights;
+      weigh(0, fragment.valid, weights);
+      hand_over(weights, Config::kWeights);
+      ptx::wait_copy_groups<0>();
+      __syncthreads();  // the weights' factors are there
+      Scores d_scores;
+      differentiate(0, weights, d_scores);
+      hand_over(d_scores, Config::kScoreGradients);
+      // The two warps of the same rows; the next barriers keep what they read.
+      ptx::barrier_sync(1 + first_slot() / (16 * kRowTiles), 64);
+      multiply_added<T, kD>(d_scores_, exchanged(Config::kScoreGradients), rows_);
+      more = find_other(member, fragment);
+      __syncthreads();  // the scores' factors have been read
+      if (more) start_scores(head, fragment);
+      add_weighted(exchanged(Config::kWeights), 0);
+    }
+  }
+
   /// Looks the next fragment up; false if there is none.
   __device__ bool find_other(int member, ListedFragment& fragment) {
     return list_.next(fragment, [&] {
@@ -159,20 +194,42 @@ class GradientBlock {
 
   /// Asks for the rows of the fragment found last.
   __device__ void start_other(const OtherHead& head, int stage, const ListedFragment& fragment) {
-    const std::uint32_t to = address_ + Config::kOther + stage * Config::kStageBytes;
+    const std::uint32_t to = stage_at(stage);
     copy_.start_listed(
         list_, fragment, CopiedRows{to, head.scores, p_.other_scores.token_bytes},
         CopiedRows{to + Config::kFragmentBytes, head.weights, p_.other_weights.token_bytes});
-    if constexpr (Config::kByKey) {
-      if (fragment.gathered()) {
-        start_gathered_norms(to + Config::kNorms, head.norms, fragment);
-      } else if (threadIdx.x < 32) {
-        const char* norms =
-            ptx::advance(reinterpret_cast<const char*>(head.norms), fragment.number(), kNorms * 4);
-        ptx::copy_async_16(to + Config::kNorms + lane_ * 16, norms + lane_ * 16);
-      }
-    }
+    if constexpr (Config::kByKey) start_norms(head, stage, fragment);
     ptx::commit_copies();
+  }
+
+  /// For its scores alone, and their lse and delta.
+  __device__ void start_scores(const OtherHead& head, const ListedFragment& fragment) {
+    copy_.start_listed(list_, fragment,
+                       CopiedRows{stage_at(0), head.scores, p_.other_scores.token_bytes});
+    start_norms(head, 0, fragment);
+    ptx::commit_copies();
+  }
+
+  __device__ void start_weights(const OtherHead& head, const ListedFragment& fragment) {
+    copy_.start_listed(list_, fragment,
+                       CopiedRows{stage_at(0) + Config::kFragmentBytes, head.weights,
+                                  p_.other_weights.token_bytes});
+    ptx::commit_copies();
+  }
+
+  __device__ std::uint32_t stage_at(int stage) const {
+    return address_ + Config::kOther + stage * Config::kStageBytes;
+  }
+
+  __device__ void start_norms(const OtherHead& head, int stage, const ListedFragment& fragment) {
+    const std::uint32_t to = stage_at(stage) + Config::kNorms;
+    if (fragment.gathered()) {
+      start_gathered_norms(to, head.norms, fragment);
+    } else if (threadIdx.x < 32) {
+      const char* norms =
+          ptx::advance(reinterpret_cast<const char*>(head.norms), fragment.number(), kNorms * 4);
+      ptx::copy_async_16(to + lane_ * 16, norms + lane_ * 16);
+    }
   }
 
   /// Those of a gathered fragment's rows, one of the 128 a thread.
@@ -201,23 +258,20 @@ class GradientBlock {
     return norm == -INFINITY ? INFINITY : norm;
   }
 
-  /// One fragment's share, from the stage at `offset`.
+  /// One fragment's share, from the stage at `offset`, without an exchange.
   __device__ void add(int offset, std::uint64_t valid) {
-    // Two registers that the inner loop lacks with 16 rows a warp.
-    const bool anew = kColumnWarps == 1;
-    const std::uint32_t own_at = anew ? own_rows(ptx::thread_index()) : own_;
-    const std::uint32_t columns_at = (anew ? columns(ptx::thread_index()) : columns_) + offset;
-    const auto own = [own_at](int which) {
-      return [own_at, which](int k, int m, std::uint32_t(&rows)[4]) {
-        ptx::load_matrices(
-            rows, columns_further(own_at, k) + which * Config::kFragmentBytes + m * 16 * kRowBytes);
-      };
-    };
-    const float* norms =
-        reinterpret_cast<const float*>(shared_ + Config::kOther + offset + Config::kNorms) +
-        column_warp() * kColumns + lane_ % 4 * 2;
-    Scores weights;  // p
-    multiply_transposed<T, kD>(weights, own(0), columns_at);
+    Scores weights;
+    weigh(offset, valid, weights);
+    if constexpr (Config::kByKey) add_weighted(packed(weights), offset);
+    Scores d_scores;
+    differentiate(offset, weights, d_scores);
+    multiply_added<T, kD, kColumns / 16>(d_scores_, packed(d_scores), rows_ + offset);
+  }
+
+  /// The weights of a fragment, p.
+  __device__ void weigh(int offset, std::uint64_t valid, Scores& weights) {
+    multiply_transposed<T, kD>(weights, own_factors(0), columns_at(offset));
+    const float* norms = norms_at(offset);
     each_pair([&](int m, int i) {
       float2 norm = {norm_[2 * m + i / 2 % 2], norm_[2 * m + i / 2 % 2]};
       if constexpr (Config::kByKey) {
@@ -235,13 +289,13 @@ class GradientBlock {
         clear_pads(valid, weights);
       }
     }
-    if constexpr (Config::kExchanges) {
-      hand_over(weights, Config::kWeights);
-    } else if constexpr (Config::kByKey) {
-      add_weighted(packed(weights), offset);
-    }
-    Scores d_scores;
-    multiply_transposed<T, kD>(d_scores, own(1), columns_at, Config::kFragmentBytes);
+  }
+
+  /// The gradients of its scores, ds.
+  __device__ void differentiate(int offset, const Scores& weights, Scores& d_scores) {
+    multiply_transposed<T, kD>(d_scores, own_factors(1), columns_at(offset),
+                               Config::kFragmentBytes);
+    const float* norms = norms_at(offset);
     each_pair([&](int m, int i) {
       float2 delta = {delta_[2 * m + i / 2 % 2], delta_[2 * m + i / 2 % 2]};
       if constexpr (Config::kByKey) {
@@ -250,15 +304,28 @@ class GradientBlock {
       d_scores[m][i] = weights[m][i] * (d_scores[m][i] - delta.x);
       d_scores[m][i + 1] = weights[m][i + 1] * (d_scores[m][i + 1] - delta.y);
     });
-    if constexpr (Config::kExchanges) {
-      hand_over(d_scores, Config::kScoreGradients);
-      // The two warps of the same rows; the next stage's barrier keeps what they read.
-      ptx::barrier_sync(1 + first_slot() / (16 * kRowTiles), 64);
-      add_weighted(exchanged(Config::kWeights), offset);
-      multiply_added<T, kD>(d_scores_, exchanged(Config::kScoreGradients), rows_ + offset);
-    } else {
-      multiply_added<T, kD, kColumns / 16>(d_scores_, packed(d_scores), rows_ + offset);
-    }
+  }
+
+  // With 16 rows a warp the inner loop lacks two registers: lane addresses are worked out anew.
+  static constexpr bool kAnew = kColumnWarps == 1;
+
+  /// The loader of the own fragment's scores' factors (0) or weights' factors (1).
+  __device__ auto own_factors(int which) const {
+    const std::uint32_t at = kAnew ? own_rows(ptx::thread_index()) : own_;
+    return [at, which](int k, int m, std::uint32_t(&rows)[4]) {
+      ptx::load_matrices(
+          rows, columns_further(at, k) + which * Config::kFragmentBytes + m * 16 * kRowBytes);
+    };
+  }
+
+  __device__ std::uint32_t columns_at(int offset) const {
+    return (kAnew ? columns(ptx::thread_index()) : columns_) + offset;
+  }
+
+  /// By key, the lse of this lane's first column; its delta is kFragment further.
+  __device__ const float* norms_at(int offset) const {
+    return reinterpret_cast<const float*>(shared_ + Config::kOther + offset + Config::kNorms) +
+           column_warp() * kColumns + lane_ % 4 * 2;
   }
 
   // Lane addresses, see products.cuh.
