@@ -74,6 +74,8 @@ class GradientBlock {
  private:
   static constexpr int kSumColumns = Config::kSumColumns;
   static constexpr int kNorms = 2 * kFragment;  ///< lse and delta of a fragment
+  /// With 16 rows a warp the inner loop lacks registers: addresses are worked out anew.
+  static constexpr bool kAnew = kColumnWarps == 1;
   using Scores = float[kRowTiles][kColumns / 2];
   using Sums = float[kRowTiles][kSumColumns / 2];
 
@@ -124,6 +126,11 @@ class GradientBlock {
             Config::kByKey ? norms_of(item.batch, head, 0) : nullptr};
   }
 
+  /// What other_head() has returned for `member`, or anew where the inner loop lacks registers.
+  __device__ OtherHead current(int member, const OtherHead& head) const {
+    return kAnew && Config::kByKey && kD == 128 ? other_head(member) : head;
+  }
+
   __device__ int query_head(const Item& item, int member) const {
     return Config::kByKey ? item.head * static_cast<int>(p_.group.divisor) + member : item.head;
   }
@@ -132,7 +139,7 @@ class GradientBlock {
   __device__ void walk(int member, const OtherHead& head) {
     ListedFragment fragment;
     bool more = find_other(member, fragment);
-    if (more) start_other(head, 0, fragment);
+    if (more) start_other(current(member, head), 0, fragment);
     int stage = 0;
     while (more) {
       const std::uint64_t valid = fragment.valid;
@@ -142,12 +149,12 @@ class GradientBlock {
       __syncthreads();  // this stage is there; the other one has been read
       if constexpr (Config::kStages == 2) {
         stage ^= 1;
-        if (more) start_other(head, stage, fragment);
+        if (more) start_other(current(member, head), stage, fragment);
       }
       add(offset, valid);
       if constexpr (Config::kStages == 1) {
         __syncthreads();  // all have read it
-        if (more) start_other(head, 0, fragment);
+        if (more) start_other(current(member, head), 0, fragment);
       }
     }
   }
@@ -306,9 +313,6 @@ class GradientBlock {
     });
   }
 
-  // With 16 rows a warp the inner loop lacks two registers: lane addresses are worked out anew.
-  static constexpr bool kAnew = kColumnWarps == 1;
-
   /// The loader of the own fragment's scores' factors (0) or weights' factors (1).
   __device__ auto own_factors(int which) const {
     const std::uint32_t at = kAnew ? own_rows(ptx::thread_index()) : own_;
@@ -325,7 +329,7 @@ class GradientBlock {
   /// By key, the lse of this lane's first column; its delta is kFragment further.
   __device__ const float* norms_at(int offset) const {
     return reinterpret_cast<const float*>(shared_ + Config::kOther + offset + Config::kNorms) +
-           column_warp() * kColumns + lane_ % 4 * 2;
+           column_warp() * kColumns + (kAnew ? ptx::lane_index() : lane_) % 4 * 2;
   }
 
   // Lane addresses, see products.cuh.
