@@ -315,7 +315,7 @@ class GradientBlock {
 
   /// The loader of the own fragment's scores' factors (0) or weights' factors (1).
   __device__ auto own_factors(int which) const {
-    const std::uint32_t at = kAnew ? own_rows(ptx::thread_index()) : own_;
+    const std::uint32_t at = kAnew ? own_rows(thread_anew()) : own_;
     return [at, which](int k, int m, std::uint32_t(&rows)[4]) {
       ptx::load_matrices(
           rows, columns_further(at, k) + which * Config::kFragmentBytes + m * 16 * kRowBytes);
@@ -323,13 +323,19 @@ class GradientBlock {
   }
 
   __device__ std::uint32_t columns_at(int offset) const {
-    return (kAnew ? columns(ptx::thread_index()) : columns_) + offset;
+    return (kAnew ? columns(thread_anew()) : columns_) + offset;
   }
 
   /// By key, the lse of this lane's first column; its delta is kFragment further.
   __device__ const float* norms_at(int offset) const {
     return reinterpret_cast<const float*>(shared_ + Config::kOther + offset + Config::kNorms) +
            column_warp() * kColumns + (kAnew ? ptx::lane_index() : lane_) % 4 * 2;
+  }
+
+  /// The compiler does not know that a special register is no negative number.
+  __device__ static int thread_anew() {
+    static_assert((Config::kThreads & (Config::kThreads - 1)) == 0);
+    return ptx::thread_index() & (Config::kThreads - 1);
   }
 
   // Lane addresses, see products.cuh.
