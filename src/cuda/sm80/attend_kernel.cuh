@@ -60,14 +60,14 @@ class AttendBlock {
     if constexpr (Config::kQueryInRegisters) {
       __syncthreads();
 #pragma unroll
-      for (int k = 0; k < kD / 16; ++k) ptx::load_matrices(query[k], query_ ^ k * 32);
+      for (int k = 0; k < kD / 16; ++k) ptx::load_matrices(query[k], columns_further(query_, k));
     }
     const auto load_rows = [&](int k, int m, std::uint32_t(&rows)[4]) {
       if constexpr (Config::kQueryInRegisters) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) rows[i] = query[k][i];
       } else {
-        ptx::load_matrices(rows, (query_ ^ k * 32) + m * 16 * kRowBytes);
+        ptx::load_matrices(rows, columns_further(query_, k) + m * 16 * kRowBytes);
       }
     };
     int slot = 0;  // of K

@@ -50,7 +50,7 @@ GradientParameters<T> common_parameters(const Context& context, const BackwardAr
   p.other_fragments = other.fragments();
   p.per_tile = Divider(static_cast<std::uint32_t>(own.fragments_per_tile));
   p.query_heads = static_cast<std::int32_t>(context.heads());
-  p.group = static_cast<std::int32_t>(context.group());
+  p.group = Divider(static_cast<std::uint32_t>(context.group()));
   return p;
 }
 

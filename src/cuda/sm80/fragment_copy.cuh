@@ -42,13 +42,13 @@ class FragmentCopy {
   /// The same of one that is not gathered.
   template <class... Tensors>
   __device__ void start(const ListedFragment& fragment, const Tensors&... tensors) {
+    const Chunk chunk;
     if (fragment.segment() != segment_) enter(fragment.segment());
-    const int row = ptx::thread_index() / kRowThreads;
-    const std::int32_t token = fragment.first_token + offset_;
     if (fragment.whole()) {
-      (copy_whole(row, token, tensors), ...);
+      const std::int32_t token = fragment.first_token + offset_;
+      (copy_whole(chunk, token, tensors), ...);
     } else {
-      (copy_valid(row, fragment, tensors), ...);
+      (copy_valid(chunk, fragment, tensors), ...);
     }
   }
 
@@ -59,10 +59,21 @@ class FragmentCopy {
   static constexpr int kSteps = kRows == 16 ? 2 : 3;           // log2(64 / kRows)
   static_assert(kRows << kSteps == 64 && kChunks >= 1);
 
-  __device__ void copy_whole(int row, std::int32_t token, const CopiedRows& tensor) const {
-    const int chunk = ptx::thread_index() % kRowThreads;
-    const char* from = ptx::advance(tensor.rows, token, tensor.token_bytes) + chunk * 16;
-    const std::uint32_t to = tensor.to + swizzled<RowBytes>(row, chunk);
+  /// A thread's first row and chunk.
+  struct Chunk {
+    std::uint32_t thread = static_cast<std::uint32_t>(ptx::thread_index());
+
+    __device__ int row() const { return static_cast<int>(thread / kRowThreads); }
+    __device__ std::uint32_t bytes() const { return thread % kRowThreads * 16; }
+    __device__ std::uint32_t to(int in_row) const {
+      return swizzled<RowBytes>(in_row, static_cast<int>(thread % kRowThreads));
+    }
+  };
+
+  __device__ void copy_whole(const Chunk& chunk, std::int32_t token,
+                             const CopiedRows& tensor) const {
+    const char* from = ptx::advance(tensor.rows, token, tensor.token_bytes) + chunk.bytes();
+    const std::uint32_t to = tensor.to + chunk.to(chunk.row());
 #pragma unroll
     for (int pass = 0; pass < 1 << kSteps; ++pass) {
       const char* row_from = from + std::int64_t{further(pass)} * tensor.token_bytes;
@@ -74,16 +85,16 @@ class FragmentCopy {
     }
   }
 
-  __device__ void copy_valid(int row, const ListedFragment& fragment,
+  __device__ void copy_valid(const Chunk& chunk, const ListedFragment& fragment,
                              const CopiedRows& tensor) const {
-    const int chunk = ptx::thread_index() % kRowThreads;
-    const std::uint32_t to = tensor.to + swizzled<RowBytes>(row, chunk);
+    const std::uint32_t to = tensor.to + chunk.to(chunk.row());
 #pragma unroll 1
     for (int pass = 0; pass < 1 << kSteps; ++pass) {
-      const bool valid = (fragment.valid >> (row + pass * kRows) & 1) != 0;
+      const bool valid = (fragment.valid >> (chunk.row() + pass * kRows) & 1) != 0;
       const int offset = valid ? offset_ + further(pass) : 0;
       const char* from =
-          ptx::advance(tensor.rows, fragment.first_token + offset, tensor.token_bytes) + chunk * 16;
+          ptx::advance(tensor.rows, fragment.first_token + offset, tensor.token_bytes) +
+          chunk.bytes();
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
         ptx::copy_async_16(to + pass * kRows * RowBytes + c * kRowThreads * 16,
@@ -95,16 +106,16 @@ class FragmentCopy {
   template <class List, class... Tensors>
   __device__ void copy_gathered(const List& list, const ListedFragment& fragment,
                                 const Tensors&... tensors) const {
-    const int chunk = ptx::thread_index() % kRowThreads;
+    const Chunk chunk;
 #pragma unroll 1
-    for (int row = ptx::thread_index() / kRowThreads; row < 64; row += kRows) {
+    for (int row = chunk.row(); row < 64; row += kRows) {
       const GatheredSlot from = list.slot(fragment, row);
       const bool valid = from.slot >= 0;
       const std::int32_t token =
           valid ? from.first_token + offset_of(side_.segments[from.segment()], from.slot) : 0;
       const auto copy = [&](const CopiedRows& tensor) {
-        const char* row_from = ptx::advance(tensor.rows, token, tensor.token_bytes) + chunk * 16;
-        const std::uint32_t to = tensor.to + swizzled<RowBytes>(row, chunk);
+        const char* row_from = ptx::advance(tensor.rows, token, tensor.token_bytes) + chunk.bytes();
+        const std::uint32_t to = tensor.to + chunk.to(row);
 #pragma unroll
         for (int c = 0; c < kChunks; ++c) {
           ptx::copy_async_16(to + c * kRowThreads * 16, row_from + c * kRowThreads * 16, valid);

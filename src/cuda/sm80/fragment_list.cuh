@@ -86,14 +86,16 @@ class FragmentList {
   /// block ask together.
   template <class Source>
   __device__ bool next(ListedFragment& fragment, Source&& source) {
-    if (at() >= end() && !refill(source())) return false;
-    if (at() < count()) {
-      fragment = listed_[at()];
-      counts_ += 1;
-    } else {
-      fragment = gather(at() - count());
-      counts_ += kTogether;
+    if (at() >= count()) {
+      if (at() >= end() && !refill(source())) return false;
+      if (at() >= count()) {
+        fragment = gather(at() - count());
+        counts_ += kTogether;
+        return true;
+      }
     }
+    fragment = listed_[at()];
+    counts_ += 1;
     return true;
   }
 

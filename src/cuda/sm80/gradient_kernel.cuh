@@ -35,8 +35,8 @@ class GradientBlock {
         address_(ptx::shared_address(shared)),
         own_(own_rows(static_cast<int>(threadIdx.x))),
         columns_(columns(static_cast<int>(threadIdx.x))),
-        rows_((address_ + Config::kOther + first_row<kRowBytes>(lane_)) ^
-              (Config::kExchanges ? column_warp() * kSumColumns * 2 : 0)),
+        rows_(address_ + Config::kOther + first_row<kRowBytes>(lane_) +
+              column_warp() * (Config::kExchanges ? kSumColumns * 2 : kColumns * kRowBytes)),
         list_(p_.other, p_.per_tile, p_.other_fragments, shared + Config::kList),
         copy_(p_.other) {}
 
@@ -56,8 +56,16 @@ class GradientBlock {
       delta_[r] = 0;
     }
     if (start_own()) {
-      const int members = Config::kByKey ? p_.group : 1;
-      for (int member = 0; member < members; ++member) walk(member);
+      const int members = Config::kByKey ? static_cast<int>(p_.group.divisor) : 1;
+      for (int member = 0; member < members; ++member) {
+        list_.restart();  // which waits until the former head's last stage has been read
+        const OtherHead head = other_head(member);
+        if constexpr (Config::kExchanges) {
+          walk_by_turns(member, head);
+        } else {
+          walk(member, head);
+        }
+      }
     }
     ptx::wait_copy_groups<0>();
     store();
@@ -65,6 +73,9 @@ class GradientBlock {
 
  private:
   static constexpr int kSumColumns = Config::kSumColumns;
+  static constexpr int kNorms = 2 * kFragment;  ///< lse and delta of a fragment
+  /// With 16 rows a warp the inner loop lacks registers: addresses are worked out anew.
+  static constexpr bool kAnew = kColumnWarps == 1;
   using Scores = float[kRowTiles][kColumns / 2];
   using Sums = float[kRowTiles][kSumColumns / 2];
 
@@ -82,9 +93,11 @@ class GradientBlock {
         ListedFragment::of(p_.own, item.fragment, __ldg(reinterpret_cast<const uint4*>(entry)));
     if (own.valid == 0) return false;
     FragmentCopy<Config::kThreads, kRowBytes> copy(p_.own);
-    copy.start(own, rows_of(p_.own_scores, item.batch, item.head, address_ + Config::kOwn),
-               rows_of(p_.own_weights, item.batch, item.head,
-                       address_ + Config::kOwn + Config::kFragmentBytes));
+    const std::uint32_t to = address_ + Config::kOwn;
+    copy.start(own,
+               CopiedRows{to, p_.own_scores.head(item.batch, item.head), p_.own_scores.token_bytes},
+               CopiedRows{to + Config::kFragmentBytes, p_.own_weights.head(item.batch, item.head),
+                          p_.own_weights.token_bytes});
     ptx::commit_copies();
     if constexpr (!Config::kByKey) {
       const float* norms = norms_of(item.batch, item.head, item.fragment);
@@ -98,83 +111,153 @@ class GradientBlock {
     return true;
   }
 
+  /// A head of the other side: its first tokens, and by key the lse and delta of its first
+  /// fragment.
+  struct OtherHead {
+    const char* scores;
+    const char* weights;
+    const float* norms;
+  };
+
+  __device__ OtherHead other_head(int member) const {
+    const Item item = Item::current(p_.per_tile);
+    const int head = Config::kByKey ? query_head(item, member) : p_.group.quotient(item.head);
+    return {p_.other_scores.head(item.batch, head), p_.other_weights.head(item.batch, head),
+            Config::kByKey ? norms_of(item.batch, head, 0) : nullptr};
+  }
+
+  /// What other_head() has returned for `member`, or anew where the inner loop lacks registers.
+  __device__ OtherHead current(int member, const OtherHead& head) const {
+    return kAnew && Config::kByKey && kD == 128 ? other_head(member) : head;
+  }
+
+  __device__ int query_head(const Item& item, int member) const {
+    return Config::kByKey ? item.head * static_cast<int>(p_.group.divisor) + member : item.head;
+  }
+
   /// All fragments of the other side's head that belongs to the own one's; `member`: of its group.
-  __device__ void walk(int member) {
-    list_.restart();  // which waits until the former head's last stage has been read
+  __device__ void walk(int member, const OtherHead& head) {
     ListedFragment fragment;
-    bool more = start_other(member, 0, fragment);
+    bool more = find_other(member, fragment);
+    if (more) start_other(current(member, head), 0, fragment);
     int stage = 0;
     while (more) {
-      ptx::wait_copy_groups<0>();
-      __syncthreads();  // this stage is there; the other one has been read
       const std::uint64_t valid = fragment.valid;
       const int offset = stage * Config::kStageBytes;
+      more = find_other(member, fragment);  // behind the copies
+      ptx::wait_copy_groups<0>();
+      __syncthreads();  // this stage is there; the other one has been read
       if constexpr (Config::kStages == 2) {
         stage ^= 1;
-        more = start_other(member, stage, fragment);
+        if (more) start_other(current(member, head), stage, fragment);
       }
       add(offset, valid);
       if constexpr (Config::kStages == 1) {
         __syncthreads();  // all have read it
-        more = start_other(member, 0, fragment);
+        if (more) start_other(current(member, head), 0, fragment);
       }
     }
   }
 
-  /// Asks for the next fragment's rows.
-  __device__ bool start_other(int member, int stage, ListedFragment& fragment) {
-    const auto query_or_key_head = [this, member](const Item& item) {
-      return Config::kByKey ? item.head * p_.group + member : item.head / p_.group;
-    };
-    const bool more = list_.next(fragment, [&] {
-      const Item item = Item::current(p_.per_tile);
-      const int query_head = Config::kByKey ? query_or_key_head(item) : item.head;
-      return ListSource{
-          p_.mask + item.batch * p_.mask_batch + query_head * p_.mask_head +
-              item.tile * p_.mask_row,
-          p_.other_table + item.batch * p_.other_table_batch + query_head * p_.other_table_head};
-    });
-    if (!more) return false;
-    const Item item = Item::current(p_.per_tile);
-    const int head = query_or_key_head(item);
-    const std::uint32_t to = address_ + Config::kOther + stage * Config::kStageBytes;
-    copy_.start_listed(list_, fragment, rows_of(p_.other_scores, item.batch, head, to),
-                       rows_of(p_.other_weights, item.batch, head, to + Config::kFragmentBytes));
-    if constexpr (Config::kByKey) {
-      if (fragment.gathered()) {
-        start_gathered_norms(to + Config::kNorms, item.batch, head, fragment);
-      } else if (threadIdx.x < 32) {
-        ptx::copy_async_16(to + Config::kNorms + lane_ * 16,
-                           norms_of(item.batch, head, fragment.number()) + lane_ * 4, true);
-      }
+  /// The same with an exchange and one stage: the scores' factors are copied behind the sums of the
+  /// weights, and the weights' factors behind the next scores.
+  __device__ void walk_by_turns(int member, const OtherHead& head) {
+    static_assert(Config::kStages == 1);
+    ListedFragment fragment;
+    bool more = find_other(member, fragment);
+    if (more) start_scores(head, fragment);
+    while (more) {
+      ptx::wait_copy_groups<0>();
+      __syncthreads();  // these scores' factors are there; the former weights' have been read
+      start_weights(head, fragment);
+      Scores weights;
+      weigh(0, fragment.valid, weights);
+      hand_over(weights, Config::kWeights);
+      ptx::wait_copy_groups<0>();
+      __syncthreads();  // the weights' factors are there
+      Scores d_scores;
+      differentiate(0, weights, d_scores);
+      hand_over(d_scores, Config::kScoreGradients);
+      // The two warps of the same rows; the next barriers keep what they read.
+      ptx::barrier_sync(1 + first_slot() / (16 * kRowTiles), 64);
+      multiply_added<T, kD>(d_scores_, exchanged(Config::kScoreGradients), rows_);
+      more = find_other(member, fragment);
+      __syncthreads();  // the scores' factors have been read
+      if (more) start_scores(head, fragment);
+      add_weighted(exchanged(Config::kWeights), 0);
     }
+  }
+
+  /// Looks the next fragment up; false if there is none.
+  __device__ bool find_other(int member, ListedFragment& fragment) {
+    return list_.next(fragment, [&] {
+      const Item item = Item::current(p_.per_tile);
+      const int query = query_head(item, member);
+      return ListSource{
+          p_.mask + item.batch * p_.mask_batch + query * p_.mask_head + item.tile * p_.mask_row,
+          p_.other_table + item.batch * p_.other_table_batch + query * p_.other_table_head};
+    });
+  }
+
+  /// Asks for the rows of the fragment found last.
+  __device__ void start_other(const OtherHead& head, int stage, const ListedFragment& fragment) {
+    const std::uint32_t to = stage_at(stage);
+    copy_.start_listed(
+        list_, fragment, CopiedRows{to, head.scores, p_.other_scores.token_bytes},
+        CopiedRows{to + Config::kFragmentBytes, head.weights, p_.other_weights.token_bytes});
+    if constexpr (Config::kByKey) start_norms(head, stage, fragment);
     ptx::commit_copies();
-    return true;
+  }
+
+  /// For its scores alone, and their lse and delta.
+  __device__ void start_scores(const OtherHead& head, const ListedFragment& fragment) {
+    copy_.start_listed(list_, fragment,
+                       CopiedRows{stage_at(0), head.scores, p_.other_scores.token_bytes});
+    start_norms(head, 0, fragment);
+    ptx::commit_copies();
+  }
+
+  __device__ void start_weights(const OtherHead& head, const ListedFragment& fragment) {
+    copy_.start_listed(list_, fragment,
+                       CopiedRows{stage_at(0) + Config::kFragmentBytes, head.weights,
+                                  p_.other_weights.token_bytes});
+    ptx::commit_copies();
+  }
+
+  __device__ std::uint32_t stage_at(int stage) const {
+    return address_ + Config::kOther + stage * Config::kStageBytes;
+  }
+
+  __device__ void start_norms(const OtherHead& head, int stage, const ListedFragment& fragment) {
+    const std::uint32_t to = stage_at(stage) + Config::kNorms;
+    if (fragment.gathered()) {
+      start_gathered_norms(to, head.norms, fragment);
+    } else if (threadIdx.x < 32) {
+      const char* norms =
+          ptx::advance(reinterpret_cast<const char*>(head.norms), fragment.number(), kNorms * 4);
+      ptx::copy_async_16(to + lane_ * 16, norms + lane_ * 16);
+    }
   }
 
   /// Those of a gathered fragment's rows, one of the 128 a thread.
-  __device__ void start_gathered_norms(std::uint32_t to, int batch, int head,
+  __device__ void start_gathered_norms(std::uint32_t to, const float* norms,
                                        const ListedFragment& fragment) const {
-    static_assert(Config::kThreads == 2 * kFragment);
+    static_assert(Config::kThreads == kNorms);
     const int thread = ptx::thread_index();
     const GatheredSlot from = list_.slot(fragment, thread % kFragment);
     if (from.slot >= 0) {
-      const float* norms = norms_of(batch, head, from.number());
-      ptx::copy_async_4(to + thread * 4, norms + thread / kFragment * kFragment + from.slot, true);
+      const std::int64_t at =
+          std::int64_t{from.number()} * kNorms + thread / kFragment * kFragment + from.slot;
+      ptx::copy_async_4(to + thread * 4, norms + at, true);
     } else {  // as a row without weight
       reinterpret_cast<float*>(shared_ + (to - address_))[thread] =
           thread < kFragment ? INFINITY : 0.0F;
     }
   }
 
-  __device__ static CopiedRows rows_of(const HeadRows& tensor, int batch, int head,
-                                       std::uint32_t to) {
-    return {to, tensor.head(batch, head), tensor.token_bytes};
-  }
-
   __device__ const float* norms_of(int batch, int query_head, int fragment) const {
     const std::int64_t plane = std::int64_t{batch} * p_.query_heads + query_head;
-    return p_.norms + (plane * p_.query_fragments + fragment) * (2 * kFragment);
+    return p_.norms + (plane * p_.query_fragments + fragment) * kNorms;
   }
 
   /// Rows without weight may have either infinity; with the positive one their weights are 0.
@@ -182,23 +265,20 @@ class GradientBlock {
     return norm == -INFINITY ? INFINITY : norm;
   }
 
-  /// One fragment's share, from the stage at `offset`.
+  /// One fragment's share, from the stage at `offset`, without an exchange.
   __device__ void add(int offset, std::uint64_t valid) {
-    // Two registers that the inner loop lacks with 16 rows a warp.
-    const bool anew = kColumnWarps == 1;
-    const std::uint32_t own_at = anew ? own_rows(ptx::thread_index()) : own_;
-    const std::uint32_t columns_at = (anew ? columns(ptx::thread_index()) : columns_) + offset;
-    const auto own = [own_at](int which) {
-      return [own_at, which](int k, int m, std::uint32_t(&rows)[4]) {
-        ptx::load_matrices(rows,
-                           (own_at ^ k * 32) + which * Config::kFragmentBytes + m * 16 * kRowBytes);
-      };
-    };
-    const float* norms =
-        reinterpret_cast<const float*>(shared_ + Config::kOther + offset + Config::kNorms) +
-        column_warp() * kColumns + lane_ % 4 * 2;
-    Scores weights;  // p
-    multiply_transposed<T, kD>(weights, own(0), columns_at);
+    Scores weights;
+    weigh(offset, valid, weights);
+    if constexpr (Config::kByKey) add_weighted(packed(weights), offset);
+    Scores d_scores;
+    differentiate(offset, weights, d_scores);
+    multiply_added<T, kD, kColumns / 16>(d_scores_, packed(d_scores), rows_ + offset);
+  }
+
+  /// The weights of a fragment, p.
+  __device__ void weigh(int offset, std::uint64_t valid, Scores& weights) {
+    multiply_transposed<T, kD>(weights, own_factors(0), columns_at(offset));
+    const float* norms = norms_at(offset);
     each_pair([&](int m, int i) {
       float2 norm = {norm_[2 * m + i / 2 % 2], norm_[2 * m + i / 2 % 2]};
       if constexpr (Config::kByKey) {
@@ -216,13 +296,13 @@ class GradientBlock {
         clear_pads(valid, weights);
       }
     }
-    if constexpr (Config::kExchanges) {
-      hand_over(weights, Config::kWeights);
-    } else if constexpr (Config::kByKey) {
-      add_weighted(packed(weights), offset);
-    }
-    Scores d_scores;
-    multiply_transposed<T, kD>(d_scores, own(1), columns_at + Config::kFragmentBytes);
+  }
+
+  /// The gradients of its scores, ds.
+  __device__ void differentiate(int offset, const Scores& weights, Scores& d_scores) {
+    multiply_transposed<T, kD>(d_scores, own_factors(1), columns_at(offset),
+                               Config::kFragmentBytes);
+    const float* norms = norms_at(offset);
     each_pair([&](int m, int i) {
       float2 delta = {delta_[2 * m + i / 2 % 2], delta_[2 * m + i / 2 % 2]};
       if constexpr (Config::kByKey) {
@@ -231,16 +311,31 @@ class GradientBlock {
       d_scores[m][i] = weights[m][i] * (d_scores[m][i] - delta.x);
       d_scores[m][i + 1] = weights[m][i + 1] * (d_scores[m][i + 1] - delta.y);
     });
-    if constexpr (Config::kExchanges) {
-      hand_over(d_scores, Config::kScoreGradients);
-      // The two warps of the same rows; the next stage's barrier keeps what they read.
-      ptx::barrier_sync(1 + first_slot() / (16 * kRowTiles), 64);
-      add_weighted(exchanged(Config::kWeights), offset);
-      multiply_added<T, kD>(d_scores_, exchanged(Config::kScoreGradients), rows_ + offset);
-    } else {
-      multiply_added<T, kD, kColumns / 16>(d_scores_, packed(d_scores),
-                                           rows_ + offset + column_warp() * kColumns * kRowBytes);
-    }
+  }
+
+  /// The loader of the own fragment's scores' factors (0) or weights' factors (1).
+  __device__ auto own_factors(int which) const {
+    const std::uint32_t at = kAnew ? own_rows(thread_anew()) : own_;
+    return [at, which](int k, int m, std::uint32_t(&rows)[4]) {
+      ptx::load_matrices(
+          rows, columns_further(at, k) + which * Config::kFragmentBytes + m * 16 * kRowBytes);
+    };
+  }
+
+  __device__ std::uint32_t columns_at(int offset) const {
+    return (kAnew ? columns(thread_anew()) : columns_) + offset;
+  }
+
+  /// By key, the lse of this lane's first column; its delta is kFragment further.
+  __device__ const float* norms_at(int offset) const {
+    return reinterpret_cast<const float*>(shared_ + Config::kOther + offset + Config::kNorms) +
+           column_warp() * kColumns + (kAnew ? ptx::lane_index() : lane_) % 4 * 2;
+  }
+
+  /// The compiler does not know that a special register is no negative number.
+  __device__ static int thread_anew() {
+    static_assert((Config::kThreads & (Config::kThreads - 1)) == 0);
+    return ptx::thread_index() & (Config::kThreads - 1);
   }
 
   // Lane addresses, see products.cuh.
@@ -264,7 +359,7 @@ class GradientBlock {
 
   template <class Load>
   __device__ void add_weighted(const Load& weights, int offset) {
-    multiply_added<T, kD>(d_weights_, weights, rows_ + offset + Config::kFragmentBytes);
+    multiply_added<T, kD>(d_weights_, weights, rows_ + offset, Config::kFragmentBytes);
   }
 
   /// Makes accumulators a product's factor in registers.
@@ -277,19 +372,21 @@ class GradientBlock {
 
   /// The same in shared memory, for two warps.
   __device__ void hand_over(const Scores& values, int to) {
+    // Eight columns are an exclusive or with 16 bytes, as nothing else uses those bits.
+    const int first =
+        swizzled<128>(first_slot() + lane_ / 4, column_warp() * (kColumns / 8)) + lane_ % 4 * 4;
     each_pair([&](int m, int i) {
-      const int row = first_slot() + 16 * m + i / 2 % 2 * 8 + lane_ / 4;
-      *reinterpret_cast<std::uint32_t*>(shared_ + to +
-                                        swizzled<128>(row, column_warp() * (kColumns / 8) + i / 4) +
-                                        lane_ % 4 * 4) = pack<T>(values[m][i], values[m][i + 1]);
+      const int rows = 16 * m + i / 2 % 2 * 8;
+      *reinterpret_cast<std::uint32_t*>(shared_ + (first ^ i / 4 * 16) + to + rows * 128) =
+          pack<T>(values[m][i], values[m][i + 1]);
     });
   }
 
   /// The loader of what hand_over() wrote.
   __device__ auto exchanged(int from) const {
-    const std::uint32_t rows = address_ + from + first_slot() * 128 + first_row<128>(lane_);
-    return [rows](int k, int m, std::uint32_t(&words)[4]) {
-      ptx::load_matrices(words, (rows ^ k * 32) + m * 16 * 128);
+    const std::uint32_t rows = address_ + first_slot() * 128 + first_row<128>(lane_);
+    return [rows, from](int k, int m, std::uint32_t(&words)[4]) {
+      ptx::load_matrices(words, columns_further(rows, k) + from + m * 16 * 128);
     };
   }
 

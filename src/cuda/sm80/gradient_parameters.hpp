@@ -42,7 +42,7 @@ struct GradientParameters {
 
   Divider per_tile;  ///< fragments of a tile
   std::int32_t query_heads = 0;
-  std::int32_t group = 1;  ///< query heads that share a key head
+  Divider group;  ///< query heads that share a key head
 };
 
 }  // namespace vidsparse::cuda::sm80
