@@ -1,10 +1,10 @@
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #include "cuda/common/geometry.cuh"
 #include "cuda/common/pooled_planes.hpp"
+#include "cuda/common/select_config.hpp"
 #include "cuda/common/select_row.cuh"
 #include "cuda/common/split.cuh"
 #include "cuda/common/tensor.cuh"
@@ -33,59 +33,6 @@ struct SelectParameters {
   int strips;              ///< of kRows query tiles, a head
   std::int64_t items;      ///< strips of all heads and batch entries
   std::uint32_t* scratch;  ///< [blocks][kRows][pitch], where rows are not on chip
-};
-
-/// How a thread block of select is laid out. Warps stand kRows / 16 high and kWidths wide over the
-/// products' results; each takes 8 key tiles of a chunk.
-template <int kDepth, int kQueryRows, int kBlockThreads>
-struct SelectConfig {
-  static constexpr int kD = kDepth;
-  static constexpr int kRows = kQueryRows;  ///< query tiles of a block
-  static constexpr int kThreads = kBlockThreads;
-  static constexpr int kWarps = kThreads / 32;
-  static constexpr int kHeights = kRows / 16;
-  static constexpr int kWidths = kWarps / kHeights;
-  static constexpr int kChunk = kWidths * 8;            ///< key tiles all warps take at once
-  static constexpr int kEights = kDepth / 8 / kWidths;  ///< columns of a warp's coarse output / 8
-  // Steps of 32 tiles up to which a row's keys are looked at in registers: small problems, and as
-  // many as shared memory holds rows of.
-  static constexpr int kFewSteps = kRows == 32 ? 20 : 32;
-  static constexpr int kManySteps = kRows == 32 ? 48 : 64;
-
-  // Rows are staged as they lie in memory, high parts and then low ones: kc a chunk's, by parts of
-  // the depth, vc whole ones of fewer tiles. As many parts as leave on chip, beside the stages, 32
-  // rows of 1440 tiles (512 threads) and two blocks of 32 rows of 520 (256 threads).
-  static constexpr int kStages = 4;
-  static constexpr int kParts = (kThreads == 512 ? 2 : 1) * (kDepth == 128 ? 2 : 1);
-  static constexpr int kKeyDepth = kDepth / kParts;
-  static constexpr int kValueTiles = kChunk / kParts;
-  // Words from a staged row to the next: 4 more than its own, so that the eight rows of a matrix
-  // fall into different banks.
-  static constexpr int kKeyPitch = kKeyDepth + 4;
-  static constexpr int kPitch = kDepth + 4;
-  static constexpr int kStageWords = std::max(kChunk * kKeyPitch, kValueTiles* kPitch);
-  static_assert(kStages % kParts == 0 && kKeyDepth % 16 == 0 && kValueTiles % 16 == 0);
-  static_assert(kStages * kStageWords >= kRows * kPitch);  // queries, before all
-
-  /// One stage in use, the others under way.
-  struct Shared {
-    alignas(16) std::uint32_t stages[kStages][kStageWords];
-    float sum[kRows];
-    // Then present and candidate words [row_words] each, then score rows if they are on chip.
-  };
-
-  /// Columns of a score row: whole chunks.
-  static constexpr __host__ __device__ int score_columns(int tiles) {
-    return (tiles + kChunk - 1) / kChunk * kChunk;
-  }
-  /// Words from one to the next: 4 more, so that the weights of a fragment lie in different banks.
-  static constexpr __host__ __device__ int score_pitch(int tiles) {
-    return score_columns(tiles) + 4;
-  }
-  static std::size_t shared_bytes(int tiles, int row_words, bool on_chip) {
-    return sizeof(Shared) + 2 * sizeof(std::uint32_t) * row_words +
-           (on_chip ? sizeof(std::uint32_t) * kRows * score_pitch(tiles) : 0);
-  }
 };
 
 // Where infinities or NaN did not survive splitting. Not inlined: rare, and long.
@@ -221,10 +168,11 @@ class SelectStrip {
   template <int kTiles, int kColumns, int kPitch>
   struct RowCopies {
     static constexpr int kPieces = kColumns / 8;  // of 16 bytes, of a row in one plane
-    static constexpr int kCopies = kTiles * 2 * kPieces;
     static constexpr int kRowBytes = kD * 4;
     static constexpr int kApart = Config::kThreads / (2 * kPieces);  // rows between two copies
-    static_assert(kCopies % Config::kThreads == 0);
+    static constexpr int kCopies = (kTiles + kApart - 1) / kApart;
+    static constexpr bool kRagged = kTiles % kApart != 0;  // the last are some threads' only
+    static_assert(Config::kThreads % (2 * kPieces) == 0);
 
     /// `rows`: the first row there is; past `last` come copies of it.
     __device__ RowCopies(const std::uint32_t* rows, int last) {
@@ -234,12 +182,14 @@ class SelectStrip {
       from = reinterpret_cast<const char*>(rows + row * kD + plane * (kD / 2) + piece * 4);
       to = row * kPitch + (plane * kPieces + piece) * 4;
       most = last - row;
+      last_too = row + (kCopies - 1) * kApart < kTiles;
     }
 
     /// Asks for the rows from `first` on, their columns from `column` on.
     __device__ void ask(std::uint32_t* stage, int first, int column) const {
 #pragma unroll
-      for (int i = 0; i < kCopies / Config::kThreads; ++i) {
+      for (int i = 0; i < kCopies; ++i) {
+        if (kRagged && i == kCopies - 1 && !last_too) break;
         const int row = min(first + i * kApart, most);
         ptx::copy_async_16(ptx::shared_address(stage + to + i * kApart * kPitch),
                            ptx::advance(from, row, kRowBytes) + column * 2);
@@ -249,6 +199,7 @@ class SelectStrip {
     const char* from;
     int to;    ///< words from the stage's start
     int most;  ///< rows on from `from`
+    bool last_too;
   };
 
   /// The warp's 16 query rows as A fragments, high and low parts.
