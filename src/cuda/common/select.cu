@@ -1,14 +1,14 @@
 // Scores of pooled tensors, exact top k, bitmap and coarse output in one kernel. A thread block
-// takes 16 to 64 query tiles of one head (select_shape.hpp, select_strip.cuh):
+// takes 16 to 64 query tiles of one head (select_shape.hpp, select_work.cuh):
 //   1. scores   kc passes through shared memory in chunks; products on tensor cores by split bf16
 //               (pooled_planes.hpp) go to the block's score rows, as ordered keys;
 //   2. rows     a warp a row: top k, bitmap, softmax in place (select_row.cuh);
-//   3. coarse   vc passes like kc, times the rows' weights.
+//   3. coarse   the rows' weights times vc, which goes straight to registers (select_coarse.cuh).
 // Score rows lie in shared memory, or in workspace where they outgrow it; then blocks are few and
 // take one strip of rows after the other.
 
 #include "core/workspace.hpp"
-#include "cuda/common/select_strip.cuh"
+#include "cuda/common/select_work.cuh"
 #include "cuda/common/stages.hpp"
 
 namespace vidsparse::cuda {
@@ -24,8 +24,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
       static_cast<std::int64_t>(Config::kRows) * Config::score_pitch(parameters.key.tiles);
   std::uint32_t* scores =
       kOnChip ? words + 2 * parameters.row_words : parameters.scratch + blockIdx.x * rows;
-  SelectStrip<Config> strip(parameters, shared, words, scores);
-  for (std::int64_t item = blockIdx.x; item < parameters.items; item += gridDim.x) strip.run(item);
+  SelectWork<SelectStrip<Config, kOnChip>> work(parameters, shared, words, scores);
+  for (std::int64_t item = blockIdx.x; item < parameters.items; item += gridDim.x) work.run(item);
 }
 
 template <class Visit>

@@ -10,8 +10,7 @@
 
 namespace vidsparse::cuda {
 
-/// How a thread block of select is laid out. Warps stand kRows / 16 high and kWidths wide over the
-/// products' results; each takes 8 key tiles of a chunk.
+/// How a thread block of select is laid out.
 template <int kDepth, int kQueryRows, int kBlockThreads>
 struct SelectConfig {
   static constexpr int kD = kDepth;
@@ -19,30 +18,32 @@ struct SelectConfig {
   static constexpr int kThreads = kBlockThreads;
   static constexpr int kWarps = kThreads / 32;
   static constexpr int kHeights = kRows / 16;
+  // Over scores warps stand kHeights high and kWidths wide; each takes 8 key tiles of a chunk.
   static constexpr int kWidths = kWarps / kHeights;
   static constexpr int kBlocks = std::max(1, 512 / kThreads);  ///< that registers leave room for
   static constexpr int kChunk = kWidths * 8;                   ///< key tiles all warps take at once
-  static constexpr int kEights = kDepth / 8 / kWidths;  ///< columns of a warp's coarse output / 8
+  // Over the coarse output each takes 32 of D columns, and of the key tiles what its split has.
+  static constexpr int kGroups = kDepth / 32;
+  static constexpr int kSplits = kWarps / kGroups;
   // Steps of 32 tiles up to which a row's keys are looked at in registers: small problems, and as
   // many as shared memory holds rows of.
   static constexpr int kFewSteps = kRows == 16 ? 32 : 20;
   static constexpr int kManySteps = kRows == 16 ? 64 : kRows == 32 ? 48 : 32;
 
-  // Rows are staged as they lie in memory, high parts and then low ones: kc a chunk's, by parts of
-  // the depth, vc whole ones of fewer tiles. As many parts as leave on chip, beside the stages, 32
-  // rows of 1440 tiles (512 threads) and two blocks of 32 rows of 520 (256 threads).
+  // Rows of kc are staged as they lie in memory, high parts and then low ones, a chunk's by parts
+  // of the depth. As many parts as leave on chip, beside the stages, 32 rows of 1440 tiles (512
+  // threads) and two blocks of 32 rows of 520 (256 threads).
   static constexpr int kStages = 4;
-  static constexpr int kValueTiles = (kRows == 16 ? 4096 : 2048) / kDepth;
-  static constexpr int kParts = kChunk / kValueTiles;
+  static constexpr int kParts = kChunk * kDepth / (kRows == 16 ? 4096 : 2048);
   static constexpr int kKeyDepth = kDepth / kParts;
   // Words from a staged row to the next: 4 more than its own, so that the eight rows of a matrix
   // fall into different banks.
   static constexpr int kKeyPitch = kKeyDepth + 4;
   static constexpr int kPitch = kDepth + 4;
-  static constexpr int kStageWords = std::max(kChunk * kKeyPitch, kValueTiles* kPitch);
-  static_assert(kWarps == kHeights * kWidths && kChunk == kParts * kValueTiles);
-  static_assert(kStages % kParts == 0 && kKeyDepth % 16 == 0 && kValueTiles % 16 == 0);
-  static_assert(kStages * kStageWords >= kRows * kPitch);  // queries, before all
+  static constexpr int kStageWords = kChunk * kKeyPitch;
+  static_assert(kWarps == kHeights * kWidths && kWarps == kGroups * kSplits);
+  static_assert(kStages % kParts == 0 && kKeyDepth % 16 == 0);
+  static_assert(kStages * kStageWords >= kRows * kPitch);  // queries before all, oc's sums at last
 
   /// One stage in use, the others under way.
   struct Shared {
@@ -53,7 +54,7 @@ struct SelectConfig {
 
   /// Columns of a score row: whole chunks.
   static constexpr int score_columns(int tiles) { return (tiles + kChunk - 1) / kChunk * kChunk; }
-  /// Words from one to the next: 4 more, so that the weights of a fragment lie in different banks.
+  /// Words from one to the next: 4 more, so that the rows of a matrix lie in different banks.
   static constexpr int score_pitch(int tiles) { return score_columns(tiles) + 4; }
   /// `row_words`: of a bitmap's row, 32 bits each.
   static constexpr std::size_t shared_bytes(int tiles, int row_words, bool on_chip) {

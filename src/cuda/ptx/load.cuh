@@ -1,0 +1,16 @@
+#pragma once
+
+#include <cstdint>
+
+// Loads from global memory that say which caches they want. PTX ISA, "ld".
+
+namespace vidsparse::ptx {
+
+/// 8 bytes that nobody else on the multiprocessor reads: past its own cache.
+__device__ inline uint2 load_8(const void* from) {
+  uint2 words;
+  asm volatile("ld.global.cg.v2.b32 {%0, %1}, [%2];" : "=r"(words.x), "=r"(words.y) : "l"(from));
+  return words;
+}
+
+}  // namespace vidsparse::ptx
