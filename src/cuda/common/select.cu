@@ -1,9 +1,9 @@
 // Scores of pooled tensors, exact top k, bitmap and coarse output in one kernel. A thread block
 // takes 16 to 64 query tiles of one head (select_shape.hpp, select_work.cuh):
-//   1. scores   kc passes through shared memory in chunks; products on tensor cores by split bf16
-//               (pooled_planes.hpp) go to the block's score rows, as ordered keys;
+//   1. scores   products on tensor cores by split bf16 (pooled_planes.hpp) go to the block's score
+//               rows, as ordered keys (select_scores.cuh);
 //   2. rows     a warp a row: top k, bitmap, softmax in place (select_row.cuh);
-//   3. coarse   the rows' weights times vc, which goes straight to registers (select_coarse.cuh).
+//   3. coarse   the rows' weights times vc (select_coarse.cuh).
 // Score rows lie in shared memory, or in workspace where they outgrow it; then blocks are few and
 // take one strip of rows after the other.
 

@@ -41,12 +41,10 @@ class SelectCoarse {
   __device__ void run() {
     const int split = strip_.warp / Config::kGroups;
     const int column = strip_.warp % Config::kGroups * 32 + strip_.lane / 4 * 4;
-    const int own = strip_.lane % 4 * 4;  // first of a lane's four tiles
-    // Where there is no key tile, any row: nothing is made of it.
-    const std::uint32_t* rows =
-        strip_.tiles > 0 ? strip_.of_head(strip_.p.pooled.vc) : strip_.p.pooled.qc;
+    const int own = strip_.lane % 4 * 4;              // first of a lane's four tiles
     const int last = max(strip_.tiles, 1) - 1 - own;  // from a lane's first
-    const char* from = reinterpret_cast<const char*>(rows) + own * kD * 4 + column * 2;
+    const char* from = reinterpret_cast<const char*>(strip_.of_head(strip_.p.pooled.vc)) +
+                       own * kD * 4 + column * 2;
     const int steps = (strip_.tiles + 15) / 16;
     const std::uint32_t* weights = strip_.score_row(strip_.lane % 16);
     Sums out = {};
@@ -153,9 +151,9 @@ class SelectCoarse {
     }
   }
 
-  /// Where the splits' sums meet, where the stages were: rows of kPitch.
+  /// Where the splits' sums meet, where the queries were.
   __device__ float* meeting_point(int row, int column) {
-    return reinterpret_cast<float*>(strip_.shared.stages[0]) + row * Config::kPitch + column;
+    return reinterpret_cast<float*>(&strip_.shared.rows[row][column]);
   }
 
   __device__ void deposit(const Sums& out, bool add) {

@@ -18,42 +18,29 @@ struct SelectConfig {
   static constexpr int kThreads = kBlockThreads;
   static constexpr int kWarps = kThreads / 32;
   static constexpr int kHeights = kRows / 16;
-  // Over scores warps stand kHeights high and kWidths wide; each takes 8 key tiles of a chunk.
-  static constexpr int kWidths = kWarps / kHeights;
   static constexpr int kBlocks = std::max(1, 512 / kThreads);  ///< that registers leave room for
-  static constexpr int kChunk = kWidths * 8;                   ///< key tiles all warps take at once
-  // Over the coarse output each takes 32 of D columns, and of the key tiles what its split has.
+  // Over the coarse output each warp takes 32 of D columns, and of the key tiles what its split
+  // has.
   static constexpr int kGroups = kDepth / 32;
   static constexpr int kSplits = kWarps / kGroups;
+  static_assert(kRows % 16 == 0 && kWarps == kGroups * kSplits);
   // Steps of 32 tiles up to which a row's keys are looked at in registers: small problems, and as
   // many as shared memory holds rows of.
   static constexpr int kFewSteps = kRows == 16 ? 32 : 20;
   static constexpr int kManySteps = kRows == 16 ? 64 : kRows == 32 ? 48 : 32;
 
-  // Rows of kc are staged as they lie in memory, high parts and then low ones, a chunk's by parts
-  // of the depth. As many parts as leave on chip, beside the stages, 32 rows of 1440 tiles (512
-  // threads) and two blocks of 32 rows of 520 (256 threads).
-  static constexpr int kStages = 4;
-  static constexpr int kParts = kChunk * kDepth / (kRows == 16 ? 4096 : 2048);
-  static constexpr int kKeyDepth = kDepth / kParts;
-  // Words from a staged row to the next: 4 more than its own, so that the eight rows of a matrix
-  // fall into different banks.
-  static constexpr int kKeyPitch = kKeyDepth + 4;
+  /// Words from a row to the next: 4 more than D, so that the eight rows of a matrix fall into
+  /// different banks.
   static constexpr int kPitch = kDepth + 4;
-  static constexpr int kStageWords = kChunk * kKeyPitch;
-  static_assert(kWarps == kHeights * kWidths && kWarps == kGroups * kSplits);
-  static_assert(kStages % kParts == 0 && kKeyDepth % 16 == 0);
-  static_assert(kStages * kStageWords >= kRows * kPitch);  // queries before all, oc's sums at last
 
-  /// One stage in use, the others under way.
   struct Shared {
-    alignas(16) std::uint32_t stages[kStages][kStageWords];
+    alignas(16) std::uint32_t rows[kRows][kPitch];  ///< queries, at last sums of the coarse output
     float sum[kRows];
     // Then present and candidate words [row_words] each, then score rows if they are on chip.
   };
 
-  /// Columns of a score row: whole chunks.
-  static constexpr int score_columns(int tiles) { return (tiles + kChunk - 1) / kChunk * kChunk; }
+  /// Columns of a score row: whole words of a bitmap.
+  static constexpr int score_columns(int tiles) { return (tiles + 31) / 32 * 32; }
   /// Words from one to the next: 4 more, so that the rows of a matrix lie in different banks.
   static constexpr int score_pitch(int tiles) { return score_columns(tiles) + 4; }
   /// `row_words`: of a bitmap's row, 32 bits each.
@@ -70,14 +57,14 @@ inline constexpr SelectBlock kOffChip = {16, 256};
 /// All blocks that are built for a head_dim.
 inline std::span<const SelectBlock> select_blocks(int head_dim) {
   static constexpr std::array<SelectBlock, 6> kBlocks = {
-      {{16, 256}, {32, 256}, {32, 512}, {48, 384}, {64, 512}, {16, 512}}};
+      {{16, 256}, {32, 256}, {32, 512}, {48, 384}, {64, 384}, {16, 512}}};
   return {kBlocks.data(), head_dim == 128 ? kBlocks.size() : kBlocks.size() - 1};
 }
 
 /// Calls visit with the configuration of a block.
 template <int kDepth, class Visit>
 auto with_select_config(SelectBlock block, Visit&& visit) {
-  if (block.rows == 64) return visit(SelectConfig<kDepth, 64, 512>{});
+  if (block.rows == 64) return visit(SelectConfig<kDepth, 64, 384>{});
   if (block.rows == 48) return visit(SelectConfig<kDepth, 48, 384>{});
   if (block.rows == 32 && block.threads == 512) return visit(SelectConfig<kDepth, 32, 512>{});
   if (block.rows == 32) return visit(SelectConfig<kDepth, 32, 256>{});

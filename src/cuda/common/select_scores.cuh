@@ -4,8 +4,8 @@
 
 #include "cuda/common/score_key.cuh"
 #include "cuda/common/select_strip.cuh"
-#include "cuda/ptx/async_copy.cuh"
 #include "cuda/ptx/ldmatrix.cuh"
+#include "cuda/ptx/load.cuh"
 #include "cuda/ptx/math.cuh"
 
 // The scores of a strip, as keys in the order of selection.
@@ -21,179 +21,164 @@ __device__ __noinline__ float plain_product(const std::uint32_t* q, const std::u
   return sum;
 }
 
+/// Warps take 16 key tiles each and all query rows, so that each row of kc is one warp's only: it
+/// comes straight to registers, 32 numbers of the depth at a time, those that follow on their way
+/// meanwhile. Products may take the depth in any order: the one in which a lane's numbers lie
+/// together in memory. Query rows lie in shared memory in that order.
 template <class Strip>
 class SelectScores {
  public:
   __device__ explicit SelectScores(const Strip& strip) : strip_(strip) {}
 
+  /// Begins with what other threads wrote visible, ends with all threads done.
   __device__ void run() {
-    constexpr int kDepth = Config::kKeyDepth;
-    Queries queries;
-    load_queries(queries);
-    const RowCopies<kChunk, kDepth, Config::kKeyPitch> copies(strip_.of_head(strip_.p.pooled.kc),
-                                                              strip_.tiles - 1);
-    const int own = strip_.warp / Config::kHeights * 8;  // of a chunk's tiles
-    // Two matrices of the high parts, two of the low ones.
-    const int at = (own + strip_.lane % 8) * Config::kKeyPitch + lane_words(0, 4, kDepth / 2);
-    float sums[3][4];  // high * high, high * low, low * high: chains that do not wait
-    for_each_stage((strip_.tiles + kChunk - 1) / kChunk * Config::kParts,
-                   [&](int i, int part, std::uint32_t* stage) {
-                     copies.ask(stage, i / Config::kParts * kChunk, part * kDepth);
-                   },
-                   [&](int i, int part, const std::uint32_t* stage) {
-                     if (part == 0) {
+    const int units = Config::score_columns(strip_.tiles) / 16;
+    const char* kc =
+        reinterpret_cast<const char*>(strip_.of_head(strip_.p.pooled.kc)) + strip_.lane % 4 * 16;
+    const char* rows[2];
+    Keys keys[2];
+    locate(rows, kc, strip_.warp);
+    load_keys(keys[0], rows, 0);
+    stage_queries();
+    __syncthreads();
+    for (int unit = strip_.warp; unit < units; unit += Config::kWarps) {
+      Sums sums = {};
 #pragma unroll
-                       for (auto& sum : sums) sum[0] = sum[1] = sum[2] = sum[3] = 0;
-                     }
-                     const std::uint32_t staged = ptx::shared_address(stage + at);
-#pragma unroll
-                     for (int k = 0; k < kDepth / 16; ++k) {
-                       std::uint32_t key[4];
-                       ptx::load_matrices(key, staged + k * 32);
-                       const int step = part * (kDepth / 16) + k;
-                       multiply(sums[0], queries.high[step], key[0], key[1]);
-                       multiply(sums[1], queries.high[step], key[2], key[3]);
-                       multiply(sums[2], queries.low[step], key[0], key[1]);
-                     }
-                     if (part == Config::kParts - 1)
-                       store_scores(sums, i / Config::kParts * kChunk + own);
-                   });
+      for (int part = 0; part < kParts; ++part) {
+        if (part == kParts - 1) locate(rows, kc, unit + Config::kWarps);
+        load_keys(keys[(part + 1) % 2], rows, (part + 1) % kParts);
+        __syncwarp();  // or the compiler asks for them after the products
+        add_part(sums, keys[part % 2], part);
+      }
+      store_scores(sums, unit);
+    }
+    __syncthreads();
   }
 
  private:
   using Config = typename Strip::Config;
   static constexpr int kD = Config::kD;
-  static constexpr int kChunk = Config::kChunk;
-  static_assert(128 % kChunk == 0);
+  static constexpr int kParts = kD / 32;
+  static_assert(kParts % 2 == 0);
 
-  /// Where this lane's row of a matrix for load_matrices lies: of the 8 it gives addresses of by
-  /// `across` words, and by `down`.
-  __device__ int lane_words(int row, int across, int down) const {
-    return row + ((strip_.lane >> 3) & 1) * across + (strip_.lane >> 4) * down;
+  /// Of all rows and two times eight tiles: high * high, then the sum of high * low and low * high.
+  using Sums = float[Config::kHeights][2][2][4];
+
+  /// Of 32 numbers of the depth, lane (g, t) = (lane / 4, lane % 4) holds those from 8 t of tiles g
+  /// and 8 + g.
+  struct Keys {
+    uint4 high[2];
+    uint4 low[2];
+  };
+
+  /// Past the last tile come copies of it, which are no candidates.
+  __device__ void locate(const char* (&rows)[2], const char* kc, int unit) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int tile = min(unit * 16 + i * 8 + strip_.lane / 4, max(strip_.tiles, 1) - 1);
+      rows[i] = ptx::advance(kc, tile, kD * 4);
+    }
+  }
+  __device__ static void load_keys(Keys& keys, const char* const (&rows)[2], int part) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      keys.high[i] = ptx::load_16(rows[i] + part * 64);
+      keys.low[i] = ptx::load_16(rows[i] + part * 64 + kD * 2);
+    }
   }
 
-  /// Calls work(i, part, staged rows) for one stage after the other, as fetch(i, part, staged rows)
-  /// asks for them, part being i % kParts; those that follow are on their way meanwhile. Ends with
-  /// all threads done.
-  template <class Fetch, class Work>
-  __device__ void for_each_stage(int count, Fetch&& fetch, Work&& work) {
-    constexpr int kStages = Config::kStages;
-    constexpr int kAhead = kStages - 1;
-    constexpr int kParts = Config::kParts;
+  /// Of each 16 words, 32 numbers, words 4 t + i go to 4 i + t.
+  __device__ void stage_queries() const {
+    constexpr int kPieces = kD / 4;  // of four words, of a row
+    constexpr int kApart = Config::kThreads / kPieces;
+    constexpr int kCopies = (Config::kRows + kApart - 1) / kApart;
+    static_assert(Config::kThreads % kPieces == 0);
+    const int own = static_cast<int>(threadIdx.x) / kPieces;
+    const int at = static_cast<int>(threadIdx.x) % kPieces;
+    uint4 words[kCopies];
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      if (i < count) fetch(i, i % kParts, strip_.shared.stages[i]);
-      ptx::commit_copies();
+    for (int i = 0; i < kCopies; ++i) {
+      words[i] = ptx::load_16(strip_.query_row(own + i * kApart) + at * 4);
     }
-    for (int base = 0; base < count; base += kStages) {
 #pragma unroll
-      for (int slot = 0; slot < kStages; ++slot) {
-        const int i = base + slot;
-        if (i >= count) break;
-        ptx::wait_copy_groups<kAhead - 1>();
-        __syncthreads();  // this stage is there, and nobody reads the one before
-        if (i + kAhead < count) {
-          fetch(i + kAhead, (slot + kAhead) % kParts,
-                strip_.shared.stages[(slot + kAhead) % kStages]);
+    for (int i = 0; i < kCopies; ++i) {
+      const int row = own + i * kApart;
+      if (Config::kRows % kApart != 0 && row >= Config::kRows) break;
+      std::uint32_t* to = strip_.shared.rows[row] + at / 4 * 16 + at % 4;
+      to[0] = words[i].x;
+      to[4] = words[i].y;
+      to[8] = words[i].z;
+      to[12] = words[i].w;
+    }
+  }
+
+  __device__ void add_part(Sums& sums, const Keys& keys, int part) const {
+    const std::uint32_t at = ptx::shared_address(
+        &strip_.shared.rows[strip_.lane % 16][part * 16 + (strip_.lane >> 4) * 4]);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      std::uint32_t high[2][2], low[2][2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        high[i][0] = half == 0 ? keys.high[i].x : keys.high[i].z;
+        high[i][1] = half == 0 ? keys.high[i].y : keys.high[i].w;
+        low[i][0] = half == 0 ? keys.low[i].x : keys.low[i].z;
+        low[i][1] = half == 0 ? keys.low[i].y : keys.low[i].w;
+      }
+#pragma unroll
+      for (int h = 0; h < Config::kHeights; ++h) {
+        std::uint32_t first[4], rest[4];
+        const std::uint32_t query = at + h * 16 * Config::kPitch * 4 + half * 32;
+        ptx::load_matrices(first, query);
+        ptx::load_matrices(rest, query + kD * 2);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          multiply(sums[h][i][0], first, high[i][0], high[i][1]);
+          multiply(sums[h][i][1], first, low[i][0], low[i][1]);
         }
-        ptx::commit_copies();
-        work(i, slot % kParts, strip_.shared.stages[slot]);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) multiply(sums[h][i][1], rest, high[i][0], high[i][1]);
       }
     }
-    __syncthreads();
   }
 
-  /// A thread's share of copying kColumns columns of both planes of kTiles rows to a stage.
-  template <int kTiles, int kColumns, int kPitch>
-  struct RowCopies {
-    static constexpr int kPieces = kColumns / 8;  // of 16 bytes, of a row in one plane
-    static constexpr int kRowBytes = kD * 4;
-    static constexpr int kApart = Config::kThreads / (2 * kPieces);  // rows between two copies
-    static constexpr int kCopies = (kTiles + kApart - 1) / kApart;
-    static constexpr bool kRagged = kTiles % kApart != 0;  // the last are some threads' only
-    static_assert(Config::kThreads % (2 * kPieces) == 0);
-
-    /// `rows`: the first row there is; past `last` come copies of it.
-    __device__ RowCopies(const std::uint32_t* rows, int last) {
-      const int row = static_cast<int>(threadIdx.x) / (2 * kPieces);
-      const int plane = static_cast<int>(threadIdx.x) / kPieces % 2;
-      const int piece = static_cast<int>(threadIdx.x) % kPieces;
-      from = reinterpret_cast<const char*>(rows + row * kD + plane * (kD / 2) + piece * 4);
-      to = row * kPitch + (plane * kPieces + piece) * 4;
-      most = last - row;
-      last_too = row + (kCopies - 1) * kApart < kTiles;
-    }
-
-    /// Asks for the rows from `first` on, their columns from `column` on.
-    __device__ void ask(std::uint32_t* stage, int first, int column) const {
+  __device__ void store_scores(const Sums& sums, int unit) const {
+    const std::uint32_t there = strip_.present[unit / 2] >> (unit % 2 * 16 + strip_.lane % 4 * 2);
+    float all = 0;
 #pragma unroll
-      for (int i = 0; i < kCopies; ++i) {
-        if (kRagged && i == kCopies - 1 && !last_too) break;
-        const int row = min(first + i * kApart, most);
-        ptx::copy_async_16(ptx::shared_address(stage + to + i * kApart * kPitch),
-                           ptx::advance(from, row, kRowBytes) + column * 2);
+    for (int h = 0; h < Config::kHeights; ++h) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float scores[4];
+        std::uint32_t keys[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          scores[j] = fmaf(sums[h][i][0][j] + sums[h][i][1][j], strip_.p.scale, 0.0f);
+          keys[j] = ((there >> (i * 8 + j % 2)) & 1U) != 0 ? key_of_number(scores[j]) : kNoScore;
+        }
+        all += (scores[0] + scores[1]) + (scores[2] + scores[3]);
+        std::uint32_t* to =
+            strip_.score_row(h * 16 + strip_.lane / 4) + unit * 16 + i * 8 + strip_.lane % 4 * 2;
+        *reinterpret_cast<uint2*>(to) = make_uint2(keys[0], keys[1]);
+        *reinterpret_cast<uint2*>(to + 8 * strip_.pitch) = make_uint2(keys[2], keys[3]);
       }
     }
-
-    const char* from;
-    int to;    ///< words from the stage's start
-    int most;  ///< rows on from `from`
-    bool last_too;
-  };
-
-  /// The warp's 16 query rows as A fragments, high and low parts.
-  struct Queries {
-    std::uint32_t high[kD / 16][4];
-    std::uint32_t low[kD / 16][4];
-  };
-
-  /// By way of the stages, before anything else needs them.
-  __device__ void load_queries(Queries& queries) {
-    constexpr int kPitch = Config::kPitch;
-    std::uint32_t* staged = strip_.shared.stages[0];
-    RowCopies<Config::kRows, kD, kPitch>(strip_.query_row(0), strip_.rows - 1).ask(staged, 0, 0);
-    ptx::wait_copies();
-    __syncthreads();
-    const int row = strip_.warp % Config::kHeights * 16 + strip_.lane % 8;
-    const std::uint32_t at =
-        ptx::shared_address(staged + row * kPitch + lane_words(0, 8 * kPitch, 4));
-#pragma unroll
-    for (int k = 0; k < kD / 16; ++k) {
-      ptx::load_matrices(queries.high[k], at + k * 32);
-      ptx::load_matrices(queries.low[k], at + k * 32 + kD * 2);
-    }
-    __syncthreads();
+    if (all != all) mend_scores(there, unit);
   }
 
-  /// Scores of eight tiles from `first`, which may lie beyond the last one, in the words that fill
-  /// a bitmap's row up to 128 tiles.
-  __device__ void store_scores(const float (&sums)[3][4], int first) {
-    const int row = strip_.warp % Config::kHeights * 16 + strip_.lane / 4;
-    const int tile = first + strip_.lane % 4 * 2;
-    const std::uint32_t there = strip_.present[first / 32] >> (tile % 32);
-    std::uint32_t keys[4];
-    float scores[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      scores[i] = fmaf(sums[0][i] + (sums[1][i] + sums[2][i]), strip_.p.scale, 0.0f);
-      keys[i] = ((there >> (i % 2)) & 1U) != 0 ? key_of_number(scores[i]) : kNoScore;
-    }
-    const float all = (scores[0] + scores[1]) + (scores[2] + scores[3]);
-    if (all != all) mend_scores(scores, keys, there, row, tile);
-    *reinterpret_cast<uint2*>(strip_.score_row(row) + tile) = make_uint2(keys[0], keys[1]);
-    *reinterpret_cast<uint2*>(strip_.score_row(row + 8) + tile) = make_uint2(keys[2], keys[3]);
-  }
-
-  /// Where one of a lane's four scores may be NaN.
-  __device__ void mend_scores(const float (&scores)[4], std::uint32_t (&keys)[4],
-                              std::uint32_t there, int row, int tile) const {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (((there >> (i % 2)) & 1U) == 0 || scores[i] == scores[i]) continue;
-      keys[i] = key_of(
-          plain_product<kD>(strip_.query_row(row + i / 2 * 8),
-                            strip_.of_head(strip_.p.pooled.kc) + std::int64_t{tile + i % 2} * kD) *
-          strip_.p.scale);
+  /// Where one of the scores that a lane has stored may be NaN.
+  __device__ void mend_scores(std::uint32_t there, int unit) const {
+#pragma unroll 1
+    for (int i = 0; i < Config::kRows / 8 * 4; ++i) {
+      const int row = i / 4 * 8 + strip_.lane / 4;
+      const int column = i / 2 % 2 * 8 + i % 2;
+      const int tile = unit * 16 + column + strip_.lane % 4 * 2;
+      std::uint32_t& key = strip_.score_row(row)[tile];
+      const float score = score_of_any(key);
+      if (((there >> column) & 1U) == 0 || score == score) continue;
+      key = key_of(plain_product<kD>(strip_.query_row(row),
+                                     strip_.of_head(strip_.p.pooled.kc) + std::int64_t{tile} * kD) *
+                   strip_.p.scale);
     }
   }
 

@@ -62,10 +62,10 @@ struct SelectStrip {
     const std::int64_t tile = first + min(row, rows - 1);
     return p.pooled.qc + ((std::int64_t{batch} * p.heads + head) * p.query.tiles + tile) * kD;
   }
-  /// The rows of this head's keys in kc or vc.
+  /// The rows of this head's keys in kc or vc; where there are none, some other row.
   __device__ const std::uint32_t* of_head(const std::uint32_t* pooled) const {
     const std::int64_t plane = std::int64_t{batch} * (p.heads / p.group) + head / p.group;
-    return pooled + plane * tiles * kD;
+    return tiles > 0 ? pooled + plane * tiles * kD : p.pooled.qc;
   }
 };
 

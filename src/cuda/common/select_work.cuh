@@ -41,7 +41,8 @@ class SelectWork {
   }
 
  private:
-  /// Which key tiles are there, and which the top k is chosen from.
+  /// Which key tiles are there, and which the top k is chosen from. Other threads see it after the
+  /// next barrier.
   __device__ void list_tiles() {
     for (int word = strip_.warp; word < strip_.p.row_words; word += Config::kWarps) {
       const int tile = word * 32 + strip_.lane;
@@ -54,7 +55,6 @@ class SelectWork {
         strip_.candidates[word] = candidates;
       }
     }
-    __syncthreads();
   }
 
   __device__ void finish_rows() {

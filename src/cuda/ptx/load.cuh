@@ -13,4 +13,13 @@ __device__ inline uint2 load_8(const void* from) {
   return words;
 }
 
+/// 16 bytes, the same.
+__device__ inline uint4 load_16(const void* from) {
+  uint4 words;
+  asm volatile("ld.global.cg.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "l"(from));
+  return words;
+}
+
 }  // namespace vidsparse::ptx
