@@ -4,9 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <random>
+#include <string>
 #include <vector>
 
+#include "cuda/common/select_config.hpp"
 #include "device/device_memory.hpp"
 #include "reference/check.hpp"
 #include "reference/side.hpp"
@@ -22,6 +25,30 @@ using reference::judge_close;
 using reference::Report;
 
 class CudaStages : public GpuTest {};
+
+/// Makes select of plans that are made meanwhile use a block of that many rows and threads.
+class ForcedBlock {
+ public:
+  explicit ForcedBlock(const cuda::SelectBlock& block) {
+    set(std::to_string(block.rows) + "x" + std::to_string(block.threads));
+  }
+  ~ForcedBlock() { set(""); }
+  ForcedBlock(const ForcedBlock&) = delete;
+  ForcedBlock& operator=(const ForcedBlock&) = delete;
+
+ private:
+  static void set(const std::string& value) {
+#ifdef _WIN32
+    _putenv_s("VIDSPARSE_SELECT_BLOCK", value.c_str());
+#else
+    if (value.empty()) {
+      unsetenv("VIDSPARSE_SELECT_BLOCK");
+    } else {
+      setenv("VIDSPARSE_SELECT_BLOCK", value.c_str(), 1);
+    }
+#endif
+  }
+};
 
 /// A tensor filled with normal numbers.
 PoisonedTensor normal_tensor(std::mt19937_64& engine, const std::array<std::int64_t, 4>& shape,
@@ -215,6 +242,35 @@ TEST_P(CudaStages, SelectOfLargeProblems) {
   large.problem.query = Sequence{Video{21, 45, 80}};
   large.problem.key.reset();
   judge_large(GetParam(), large, seed + 3, 24);
+}
+
+/// Strips that are full and ones that are not, score rows of whole chunks and others.
+TEST_P(CudaStages, SelectWithEveryBlock) {
+  const std::uint64_t seed = test_seed();
+  Large large;
+  large.problem.dtype = DType::bf16;
+  large.selection.sparsity = 0.8;
+  large.problem.heads_q = 4;
+  large.problem.heads_kv = 2;
+  large.problem.batch = 2;
+  for (const int head_dim : {64, 128}) {
+    large.problem.head_dim = head_dim;
+    for (const cuda::SelectBlock& block : cuda::select_blocks(head_dim)) {
+      SCOPED_TRACE(std::to_string(block.rows) + " x " + std::to_string(block.threads) +
+                   ", head_dim " + std::to_string(head_dim));
+      const ForcedBlock forced(block);
+      large.problem.query = Sequence{Video{20, 20, 24}};  // 150 tiles
+      large.problem.key = Packed{190, 64};
+      large.with_lengths = true;
+      judge_large(GetParam(), large, seed, 16);
+      large.problem.query = Sequence{Video{16, 32, 24}};  // 192 tiles
+      large.problem.key = Sequence::grid({16, 16, 16}, {20});
+      large.with_lengths = false;
+      judge_large(GetParam(), large, seed + 1, 16);
+      large.problem.key = Sequence{Video{4, 4, 4}};
+      judge_large(GetParam(), large, seed + 2, 8);
+    }
+  }
 }
 
 TEST_P(CudaStages, SelectOfRowsThatOutgrowSharedMemory) {

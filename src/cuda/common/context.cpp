@@ -20,6 +20,12 @@ Context::Context(const core::Setting& plan)
   multiprocessors = ask(cudaDevAttrMultiProcessorCount);
   shared_bytes = ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   l2_bytes = ask(cudaDevAttrL2CacheSize);
+  select = choose_select_shape({.head_dim = head_dim(),
+                                .heads = batch() * heads(),
+                                .query_tiles = query.tiles,
+                                .key_tiles = key.tiles,
+                                .multiprocessors = multiprocessors,
+                                .shared_bytes = shared_bytes});
 }
 
 void check(cudaError_t status, const char* what) {

@@ -8,6 +8,7 @@
 
 #include "core/backend.hpp"
 #include "cuda/common/geometry.cuh"
+#include "cuda/common/select_shape.hpp"
 #include "cuda/common/side.hpp"
 #include "cuda/common/tensor.cuh"
 
@@ -21,6 +22,7 @@ struct Context {
   int multiprocessors = 0;
   int shared_bytes = 0;  ///< of a multiprocessor that one thread block can have
   int l2_bytes = 0;
+  SelectShape select;
 
   /// Asks the device. Throws Error.
   explicit Context(const core::Setting& plan);

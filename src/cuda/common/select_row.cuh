@@ -171,25 +171,29 @@ struct SoftmaxRow {
   float sum;
 };
 
-// A row of weights holds of each 16 tiles 8 words of high parts (split.cuh), two tiles a word, then
-// 8 of low ones.
+// A row of weights holds of each 16 tiles four pieces of four words, two tiles a word (split.cuh):
+// the high parts of tiles 4 i and 4 i + 1, of 4 i + 2 and 4 i + 3, then their low ones; which piece
+// lies where goes round with the tiles, so that a warp's stores of one fall into different banks.
 
-/// Where the high parts of tiles 2 * pair and the next lie; the low ones are 8 words on.
-__device__ inline int weight_word(int pair) { return pair / 8 * 16 + pair % 8; }
+/// Where piece `part` of the 16 tiles from 16 * step begins.
+__device__ inline int weight_piece(int step, int part) {
+  return step * 16 + (part ^ ((step >> 1) & 3)) * 4;
+}
 
 /// Turns the first `columns` keys of a row, a multiple of 16, into weights exp(score - max), 0
 /// where there is no score.
 __device__ inline SoftmaxRow softmax(std::uint32_t* keys, int columns, int lane) {
   const float infinity = __uint_as_float(0x7F800000U);
   constexpr float kLog2E = 1.44269504f;
-  auto* pairs = reinterpret_cast<uint2*>(keys);
+  auto* quads = reinterpret_cast<uint4*>(keys);
   std::uint32_t highest = kNoScore;
   bool has_nan = false;
-#pragma unroll 8
-  for (int i = lane; i < columns / 2; i += 32) {
-    const uint2 two = pairs[i];
-    highest = max(highest, max(two.x, two.y));
-    has_nan |= two.x == kNanScore || two.y == kNanScore;
+#pragma unroll 4
+  for (int i = lane; i < columns / 4; i += 32) {
+    const uint4 four = quads[i];
+    highest = max(highest, max(max(four.x, four.y), max(four.z, four.w)));
+    has_nan |=
+        four.x == kNanScore || four.y == kNanScore || four.z == kNanScore || four.w == kNanScore;
   }
   highest = __reduce_max_sync(kAllLanes, highest);
   float max = highest == kNoScore ? -infinity : score_of(highest);
@@ -202,19 +206,21 @@ __device__ inline SoftmaxRow softmax(std::uint32_t* keys, int columns, int lane)
     return key > floor ? weight : 0.0f;
   };
   float sum = 0;
-#pragma unroll 4
-  for (int base = 0; base < columns / 2; base += 32) {
+#pragma unroll 2
+  for (int base = 0; base < columns / 4; base += 32) {
     const int i = base + lane;
-    const bool within = i < columns / 2;
-    const uint2 two = within ? pairs[i] : make_uint2(kNoScore, kNoScore);
-    const float first = weight_of(two.x);
-    const float second = weight_of(two.y);
-    sum += first + second;
-    const SplitPair weights = split_finite(first, second);
-    __syncwarp();  // the keys of these 64 tiles have been read
+    const bool within = i < columns / 4;
+    const uint4 four = within ? quads[i] : make_uint4(kNoScore, kNoScore, kNoScore, kNoScore);
+    const float a = weight_of(four.x), b = weight_of(four.y);
+    const float c = weight_of(four.z), d = weight_of(four.w);
+    sum += (a + b) + (c + d);
+    const SplitPair front = split_finite(a, b), back = split_finite(c, d);
+    __syncwarp();  // the keys of these 128 tiles have been read
     if (!within) continue;
-    keys[weight_word(i)] = weights.high;
-    keys[weight_word(i) + 8] = weights.low;
+    keys[weight_piece(i >> 2, 0) + (i & 3)] = front.high;
+    keys[weight_piece(i >> 2, 1) + (i & 3)] = back.high;
+    keys[weight_piece(i >> 2, 2) + (i & 3)] = front.low;
+    keys[weight_piece(i >> 2, 3) + (i & 3)] = back.low;
   }
 #pragma unroll
   for (int apart = 16; apart > 0; apart /= 2) sum += __shfl_xor_sync(kAllLanes, sum, apart);
