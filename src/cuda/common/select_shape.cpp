@@ -66,11 +66,11 @@ std::optional<SelectShape> select_shape(const SelectSize& size, SelectBlock bloc
 }
 
 double select_cost(const SelectSize& size, const SelectShape& shape) {
-  // Of one key tile, measured at head_dim 128 (520 to 1920 tiles): bringing it to a block, and a
-  // row's work on it. Few warps wait for their own instructions.
-  constexpr double kStaged = 14.6;
-  constexpr double kRow = 1.4;
-  constexpr double kFewWarps = 3;
+  // Of one key tile, fitted at head_dim 128 to every block at 520 to 1920 tiles: bringing it to a
+  // block, and a row's work on it. Few warps wait for their own instructions.
+  constexpr double kBrought = 10;
+  constexpr double kRow = 1.1;
+  constexpr double kFewWarps = 2;
   // Off chip, a row's scores come from the second-level cache several times.
   constexpr double kOffChipRow = 3 * kRow;
   const double depth = size.head_dim / 128.0;
@@ -79,7 +79,7 @@ double select_cost(const SelectSize& size, const SelectShape& shape) {
   const auto together = [&](std::int64_t blocks) {
     const auto n = static_cast<double>(blocks);
     const double warps = n * shape.block.threads / 32.0;
-    return n * size.key_tiles * (kStaged * depth + row * shape.block.rows) *
+    return n * size.key_tiles * (kBrought * depth + row * shape.block.rows) *
            (1 + kFewWarps / warps) / (1 + kFewWarps / 16);
   };
   const std::int64_t most = residents(size, shape);
