@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstdlib>
 #include <random>
 #include <string>
 #include <vector>
@@ -14,7 +13,9 @@
 #include "reference/check.hpp"
 #include "reference/side.hpp"
 #include "support/backend_run.hpp"
+#include "support/environment.hpp"
 #include "support/gpu_test.hpp"
+#include "vidsparse/error.hpp"
 
 namespace vidsparse::testing {
 namespace {
@@ -27,28 +28,27 @@ using reference::Report;
 class CudaStages : public GpuTest {};
 
 /// Makes select of plans that are made meanwhile use a block of that many rows and threads.
-class ForcedBlock {
- public:
-  explicit ForcedBlock(const cuda::SelectBlock& block) {
-    set(std::to_string(block.rows) + "x" + std::to_string(block.threads));
-  }
-  ~ForcedBlock() { set(""); }
-  ForcedBlock(const ForcedBlock&) = delete;
-  ForcedBlock& operator=(const ForcedBlock&) = delete;
+Environment forced_block(const cuda::SelectBlock& block) {
+  return {"VIDSPARSE_SELECT_BLOCK",
+          std::to_string(block.rows) + "x" + std::to_string(block.threads)};
+}
 
- private:
-  static void set(const std::string& value) {
-#ifdef _WIN32
-    _putenv_s("VIDSPARSE_SELECT_BLOCK", value.c_str());
-#else
-    if (value.empty()) {
-      unsetenv("VIDSPARSE_SELECT_BLOCK");
-    } else {
-      setenv("VIDSPARSE_SELECT_BLOCK", value.c_str(), 1);
-    }
-#endif
+/// One of the blocks for a head_dim, in turn.
+const cuda::SelectBlock& block_of_turn(std::int64_t head_dim, std::int64_t turn) {
+  const auto blocks = cuda::select_blocks(static_cast<int>(head_dim));
+  return blocks[static_cast<std::size_t>(turn) % blocks.size()];
+}
+
+/// Whether the block that is forced has room for the problem's rows on this device.
+bool forced_block_fits(const Problem& problem, const std::string& backend) {
+  try {
+    const Plan plan(problem, {kGpu, backend, {}});
+    return true;
+  } catch (const Error& error) {
+    if (error.argument() != "VIDSPARSE_SELECT_BLOCK") throw;
+    return false;
   }
-};
+}
 
 /// A tensor filled with normal numbers.
 PoisonedTensor normal_tensor(std::mt19937_64& engine, const std::array<std::int64_t, 4>& shape,
@@ -244,7 +244,8 @@ TEST_P(CudaStages, SelectOfLargeProblems) {
   judge_large(GetParam(), large, seed + 3, 24);
 }
 
-/// Strips that are full and ones that are not, score rows of whole chunks and others.
+/// Strips that are full and ones that are not, score rows of whole words of a bitmap and others,
+/// few keys and as many as a row looks at in registers or more.
 TEST_P(CudaStages, SelectWithEveryBlock) {
   const std::uint64_t seed = test_seed();
   Large large;
@@ -258,7 +259,7 @@ TEST_P(CudaStages, SelectWithEveryBlock) {
     for (const cuda::SelectBlock& block : cuda::select_blocks(head_dim)) {
       SCOPED_TRACE(std::to_string(block.rows) + " x " + std::to_string(block.threads) +
                    ", head_dim " + std::to_string(head_dim));
-      const ForcedBlock forced(block);
+      const Environment forced = forced_block(block);
       large.problem.query = Sequence{Video{20, 20, 24}};  // 150 tiles
       large.problem.key = Packed{190, 64};
       large.with_lengths = true;
@@ -267,8 +268,12 @@ TEST_P(CudaStages, SelectWithEveryBlock) {
       large.problem.key = Sequence::grid({16, 16, 16}, {20});
       large.with_lengths = false;
       judge_large(GetParam(), large, seed + 1, 16);
-      large.problem.key = Sequence{Video{4, 4, 4}};
-      judge_large(GetParam(), large, seed + 2, 8);
+      for (const std::int64_t tiles : {1, 700, 1040}) {
+        large.problem.key = Packed{tiles, 64};
+        if (forced_block_fits(large.problem, GetParam())) {
+          judge_large(GetParam(), large, seed + 2, 8);
+        }
+      }
     }
   }
 }
@@ -308,6 +313,7 @@ TEST_P(CudaStages, SelectOfTies) {
     problem.key = Sequence{Plain{below(200)}, Video{4, 8, 4 * (1 + below(60))}};
     problem.heads_q = 2;
     problem.heads_kv = 1;
+    const Environment forced = forced_block(block_of_turn(problem.head_dim, round));
     const Plan plan(problem, {kGpu, GetParam(), {}});
     const core::Setting setting{problem, plan.query_layout(), plan.key_layout(), Device{}, {}};
     const std::int64_t d = problem.head_dim;
@@ -387,8 +393,9 @@ TEST_P(CudaStages, PoolAndSelectOfRandomProblems) {
     const bool runs = r.problem().dtype != DType::f32 &&
                       (r.problem().head_dim == 64 || r.problem().head_dim == 128);
     if (!runs) continue;
-    ++drawn;
-    SCOPED_TRACE(r.to_string());
+    const cuda::SelectBlock& block = block_of_turn(r.problem().head_dim, drawn++);
+    SCOPED_TRACE(r.to_string() + ", blocks of " + std::to_string(block.rows));
+    const Environment forced = forced_block(block);
     const Plan plan(r.problem(), {kGpu, GetParam(), {}});
     Results results(r);
     DeviceMemory memory(kGpu);

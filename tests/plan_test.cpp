@@ -4,33 +4,18 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "support/environment.hpp"
 #include "vidsparse/error.hpp"
 
 namespace vidsparse {
 namespace {
 
-// A variable of the environment for the length of a scope.
-class Environment {
- public:
-  Environment(const char* name, const char* value) : name_(name) { set(value); }
-  ~Environment() { set(""); }
-
- private:
-  void set(const char* value) {
-#if defined(_WIN32)
-    _putenv_s(name_, value);
-#else
-    *value == '\0' ? unsetenv(name_) : setenv(name_, value, 1);
-#endif
-  }
-  const char* name_;
-};
+using testing::Environment;
 
 std::string refusal(const std::function<void()>& call) {
   try {

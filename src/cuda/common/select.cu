@@ -8,6 +8,7 @@
 // take one strip of rows after the other.
 
 #include "core/workspace.hpp"
+#include "cuda/common/select_config.hpp"
 #include "cuda/common/select_work.cuh"
 #include "cuda/common/stages.hpp"
 

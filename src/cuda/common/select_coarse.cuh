@@ -7,6 +7,7 @@
 #include "cuda/ptx/ldmatrix.cuh"
 #include "cuda/ptx/load.cuh"
 #include "cuda/ptx/math.cuh"
+#include "cuda/ptx/warp_mma.cuh"
 
 // The coarse output of a strip whose score rows are weights by now.
 

@@ -24,10 +24,10 @@ struct SelectConfig {
   static constexpr int kGroups = kDepth / 32;
   static constexpr int kSplits = kWarps / kGroups;
   static_assert(kRows % 16 == 0 && kWarps == kGroups * kSplits);
-  // Steps of 32 tiles up to which a row's keys are looked at in registers: small problems, and as
-  // many as shared memory holds rows of.
+  // Steps of 32 tiles up to which a row's keys are looked at in registers: small problems, and most
+  // of what shared memory holds rows of. Longer ones are read again and again.
   static constexpr int kFewSteps = kRows == 16 ? 32 : 20;
-  static constexpr int kManySteps = kRows == 16 ? 64 : kRows == 32 ? 48 : 32;
+  static constexpr int kManySteps = kRows == 16 ? 64 : kRows == 32 ? 48 : 36;
 
   /// Words from a row to the next: 4 more than D, so that the eight rows of a matrix fall into
   /// different banks.
@@ -54,7 +54,7 @@ struct SelectConfig {
 /// The block whose rows lie in workspace where no block's fit on chip.
 inline constexpr SelectBlock kOffChip = {16, 256};
 
-/// All blocks that are built for a head_dim.
+/// All blocks that are built for a head_dim: the last one for 128 alone.
 inline std::span<const SelectBlock> select_blocks(int head_dim) {
   static constexpr std::array<SelectBlock, 6> kBlocks = {
       {{16, 256}, {32, 256}, {32, 512}, {48, 384}, {64, 384}, {16, 512}}};

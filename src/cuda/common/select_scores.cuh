@@ -7,6 +7,7 @@
 #include "cuda/ptx/ldmatrix.cuh"
 #include "cuda/ptx/load.cuh"
 #include "cuda/ptx/math.cuh"
+#include "cuda/ptx/warp_mma.cuh"
 
 // The scores of a strip, as keys in the order of selection.
 

@@ -90,9 +90,8 @@ double select_cost(const SelectSize& size, const SelectShape& shape) {
 }
 
 SelectShape choose_select_shape(const SelectSize& size) {
-  if (const char* forced = std::getenv("VIDSPARSE_SELECT_BLOCK")) {
-    return forced_shape(size, forced);
-  }
+  const char* forced = std::getenv("VIDSPARSE_SELECT_BLOCK");
+  if (forced != nullptr && *forced != '\0') return forced_shape(size, forced);
   std::optional<SelectShape> best;
   double least = 0;
   for (const SelectBlock block : select_blocks(size.head_dim)) {
@@ -103,7 +102,7 @@ SelectShape choose_select_shape(const SelectSize& size) {
     best = shape;
     least = cost;
   }
-  return *best;  // kOffChip fits always
+  return *best;  // kOffChip needs two bitmap rows alone
 }
 
 }  // namespace vidsparse::cuda

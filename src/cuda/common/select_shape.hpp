@@ -38,7 +38,7 @@ struct SelectShape {
 /// The shape with a given block; none if its rows do not fit where they must.
 std::optional<SelectShape> select_shape(const SelectSize& size, SelectBlock block);
 
-/// The time that a shape is expected to take, in ns on an H200: only ratios matter.
+/// The time that a shape is expected to take, in ns on an H200, launches apart: only ratios matter.
 double select_cost(const SelectSize& size, const SelectShape& shape);
 
 /// The shape of least cost. VIDSPARSE_SELECT_BLOCK (ROWSxTHREADS) says otherwise, for tests.

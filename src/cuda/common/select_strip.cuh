@@ -4,7 +4,6 @@
 
 #include "cuda/common/geometry.cuh"
 #include "cuda/common/pooled_planes.hpp"
-#include "cuda/common/select_config.hpp"
 #include "cuda/common/split.cuh"
 #include "cuda/common/tensor.cuh"
 #include "cuda/ptx/warp_mma.cuh"

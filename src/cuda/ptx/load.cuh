@@ -6,7 +6,7 @@
 
 namespace vidsparse::ptx {
 
-/// 8 bytes that nobody else on the multiprocessor reads: past its own cache.
+/// 8 bytes that a thread block reads once: past its multiprocessor's own cache.
 __device__ inline uint2 load_8(const void* from) {
   uint2 words;
   asm volatile("ld.global.cg.v2.b32 {%0, %1}, [%2];" : "=r"(words.x), "=r"(words.y) : "l"(from));

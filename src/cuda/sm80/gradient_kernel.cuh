@@ -73,9 +73,11 @@ class GradientBlock {
 
  private:
   static constexpr int kSumColumns = Config::kSumColumns;
-  static constexpr int kNorms = 2 * kFragment;  ///< lse and delta of a fragment
+  static constexpr int kNormCount = 2 * kFragment;  ///< lse and delta of a fragment
   /// With 16 rows a warp the inner loop lacks registers: addresses are worked out anew.
   static constexpr bool kAnew = kColumnWarps == 1;
+  // Lane addresses take 128 bytes more by addition (products.cuh).
+  static_assert(!Config::kExchanges || kSumColumns * 2 % 128 == 0);
   using Scores = float[kRowTiles][kColumns / 2];
   using Sums = float[kRowTiles][kSumColumns / 2];
 
@@ -233,8 +235,8 @@ class GradientBlock {
     if (fragment.gathered()) {
       start_gathered_norms(to, head.norms, fragment);
     } else if (threadIdx.x < 32) {
-      const char* norms =
-          ptx::advance(reinterpret_cast<const char*>(head.norms), fragment.number(), kNorms * 4);
+      const char* norms = ptx::advance(reinterpret_cast<const char*>(head.norms), fragment.number(),
+                                       kNormCount * 4);
       ptx::copy_async_16(to + lane_ * 16, norms + lane_ * 16);
     }
   }
@@ -242,12 +244,12 @@ class GradientBlock {
   /// Those of a gathered fragment's rows, one of the 128 a thread.
   __device__ void start_gathered_norms(std::uint32_t to, const float* norms,
                                        const ListedFragment& fragment) const {
-    static_assert(Config::kThreads == kNorms);
+    static_assert(Config::kThreads == kNormCount);
     const int thread = ptx::thread_index();
     const GatheredSlot from = list_.slot(fragment, thread % kFragment);
     if (from.slot >= 0) {
       const std::int64_t at =
-          std::int64_t{from.number()} * kNorms + thread / kFragment * kFragment + from.slot;
+          std::int64_t{from.number()} * kNormCount + thread / kFragment * kFragment + from.slot;
       ptx::copy_async_4(to + thread * 4, norms + at, true);
     } else {  // as a row without weight
       reinterpret_cast<float*>(shared_ + (to - address_))[thread] =
@@ -257,7 +259,7 @@ class GradientBlock {
 
   __device__ const float* norms_of(int batch, int query_head, int fragment) const {
     const std::int64_t plane = std::int64_t{batch} * p_.query_heads + query_head;
-    return p_.norms + (plane * p_.query_fragments + fragment) * kNorms;
+    return p_.norms + (plane * p_.query_fragments + fragment) * kNormCount;
   }
 
   /// Rows without weight may have either infinity; with the positive one their weights are 0.
@@ -329,7 +331,7 @@ class GradientBlock {
   /// By key, the lse of this lane's first column; its delta is kFragment further.
   __device__ const float* norms_at(int offset) const {
     return reinterpret_cast<const float*>(shared_ + Config::kOther + offset + Config::kNorms) +
-           column_warp() * kColumns + (kAnew ? ptx::lane_index() : lane_) % 4 * 2;
+           column_warp() * kColumns + (kAnew ? thread_anew() : lane_) % 4 * 2;
   }
 
   /// The compiler does not know that a special register is no negative number.
