@@ -4,14 +4,13 @@
 #include <cstdlib>
 #include <string>
 
+#include "core/check.hpp"
 #include "cuda/common/select_config.hpp"
 #include "vidsparse/error.hpp"
 #include "vidsparse/tile_mask.hpp"
 
 namespace vidsparse::cuda {
 namespace {
-
-std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 /// Thread blocks that share a multiprocessor.
 int residents(const SelectSize& size, const SelectShape& shape) {
@@ -51,7 +50,7 @@ std::optional<SelectShape> select_shape(const SelectSize& size, SelectBlock bloc
   shape.on_chip = bytes(true) <= room;
   if (!shape.on_chip && block != kOffChip) return std::nullopt;
   shape.shared_bytes = bytes(shape.on_chip);
-  shape.strips = divide_up(size.query_tiles, block.rows);
+  shape.strips = core::ceil_div(size.query_tiles, block.rows);
   shape.items = size.heads * shape.strips;
   shape.blocks = shape.items;
   if (!shape.on_chip) {
@@ -84,7 +83,7 @@ double select_cost(const SelectSize& size, const SelectShape& shape) {
   };
   const std::int64_t most = residents(size, shape);
   const std::int64_t slots = most * size.multiprocessors;
-  const std::int64_t rest = divide_up(shape.items % slots, size.multiprocessors);
+  const std::int64_t rest = core::ceil_div(shape.items % slots, size.multiprocessors);
   return static_cast<double>(shape.items / slots) * together(most) +
          (rest > 0 ? together(rest) : 0);
 }
