@@ -27,15 +27,12 @@ __device__ inline void wgmma_wait() {
 
 /// Keeps the compiler from moving uses of registers that a product reads or writes across this
 /// point.
-template <int Count>
-__device__ inline void wgmma_pin(float (&registers)[Count]) {
+__device__ inline void wgmma_pin(float& value) { asm volatile("" : "+f"(value)::"memory"); }
+__device__ inline void wgmma_pin(uint32_t& value) { asm volatile("" : "+r"(value)::"memory"); }
+template <class Value, int Count>
+__device__ inline void wgmma_pin(Value (&registers)[Count]) {
 #pragma unroll
-  for (int i = 0; i < Count; ++i) asm volatile("" : "+f"(registers[i])::"memory");
-}
-template <int Count>
-__device__ inline void wgmma_pin(uint32_t (&registers)[Count]) {
-#pragma unroll
-  for (int i = 0; i < Count; ++i) asm volatile("" : "+r"(registers[i])::"memory");
+  for (int i = 0; i < Count; ++i) wgmma_pin(registers[i]);
 }
 
 /// 9.7.15.5.1 matrix descriptor of a 128-byte swizzled operand. `leading` bytes lie between

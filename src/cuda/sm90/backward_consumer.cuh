@@ -65,6 +65,10 @@ class BackwardConsumer {
   using Pairs = float[32];
   using Words = std::uint32_t[16];
 
+  // A step's products go in parts of sixteen columns, between which a warp does its arithmetic: one
+  // that hands out products waits until the tensor cores take them.
+  static constexpr int kParts = 4;
+
   /// The fragment that is a consumer's own in an item.
   struct Own {
     Item item;
@@ -99,24 +103,41 @@ class BackwardConsumer {
     const std::uint64_t keys = slot_of(keys_, Command::key_slot(command));
     const std::uint64_t values = slot_of(values_, Command::value_slot(command));
     if constexpr (kByKey) begin_pairs(command, pairs, d_pairs);
-    multiply_own(own_, values, pairs);
-    multiply_own(own_ + Config::kFragmentBytes / 16, keys, d_pairs);
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) multiply_own(own_, values, part, pairs);
+    ptx::wgmma_commit();
+    const std::uint64_t own_weights = own_ + Config::kFragmentBytes / 16;
+    multiply_own(own_weights, keys, 0, d_pairs);
+    ptx::wgmma_commit();
     ptx::wgmma_wait<1>();
     ptx::wgmma_pin(pairs);
-    weigh(command, pairs);
-    ptx::wgmma_pin(pairs);  // weights are worked out before anything is waited for
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      weigh(command, part, pairs);
+      if constexpr (kByKey) convert(part, pairs, words);
+      if (part + 1 == kParts) break;
+      multiply_own(own_weights, keys, part + 1, d_pairs);
+      ptx::wgmma_commit();
+    }
     if constexpr (kByKey) {
-      convert(pairs, words);
-      multiply_words(words, keys, d_weights);
+      ptx::wgmma_pin(d_weights);
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) multiply_words(words, keys, part, d_weights);
+      ptx::wgmma_commit();
       ptx::wgmma_wait<1>();
     } else {
       ptx::wgmma_wait<0>();
     }
     ptx::wgmma_pin(d_pairs);
     if constexpr (!kByKey) release(Config::kEmptyK, Command::key_slot(command));
-    differentiate(command, pairs, d_pairs);
-    convert(d_pairs, d_words);
-    multiply_words(d_words, values, d_scores);
+    ptx::wgmma_pin(d_scores);
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      differentiate(command, part, pairs, d_pairs);
+      convert(part, d_pairs, d_words);
+      multiply_words(d_words, values, part, d_scores);
+    }
+    ptx::wgmma_commit();
     upcoming_ = peek();  // while the last product runs
     ptx::wgmma_wait<0>();
     ptx::wgmma_pin(d_scores);
@@ -147,73 +168,78 @@ class BackwardConsumer {
     ptx::wgmma_pin(d_pairs);
   }
 
-  /// Own rows times the transposed rows of a slot; by key added to what `pairs` begin with.
-  __device__ static void multiply_own(std::uint64_t own, std::uint64_t slot, Pairs& pairs) {
+  /// Own rows times the transposed rows of a slot, over a part of the columns of both; by key added
+  /// to what `pairs` begin with.
+  __device__ static void multiply_own(std::uint64_t own, std::uint64_t slot, int part,
+                                      Pairs& pairs) {
+    constexpr int kSteps = kD / 16 / kParts;
     ptx::wgmma_arrive();
 #pragma unroll
-    for (int k = 0; k < kD / 16; ++k) {
+    for (int k = part * kSteps; k < (part + 1) * kSteps; ++k) {
       // 16 columns are 32 bytes of a row; the next 64 are 64 rows of 128 bytes further.
       const std::uint64_t depth = k / 4 * (8192 / 16) + k % 4 * 2;
       ptx::wgmma<T, false, false>(pairs, own + depth, slot + depth, kByKey || k > 0);
     }
-    ptx::wgmma_commit();
   }
 
-  /// Adds pairs times the rows of a slot.
-  __device__ static void multiply_words(Words& pairs, std::uint64_t slot, float (&sums)[kD / 2]) {
-    ptx::wgmma_pin(sums);
-    ptx::wgmma_pin(pairs);
+  /// Adds a part of pairs times its rows of a slot.
+  __device__ static void multiply_words(const Words& pairs, std::uint64_t slot, int part,
+                                        float (&sums)[kD / 2]) {
     ptx::wgmma_arrive();
+    ptx::wgmma<T, true>(sums, pairs + 4 * part, slot + part * (16 * 128 / 16), true);
+  }
+
+  __device__ static void convert(int part, const Pairs& pairs, Words& words) {
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      ptx::wgmma<T, true>(sums, pairs + 4 * k, slot + k * (16 * 128 / 16), true);
+    for (int i = 4 * part; i < 4 * part + 4; ++i) {
+      words[i] = pack<T>(pairs[2 * i], pairs[2 * i + 1]);
+      ptx::wgmma_pin(words[i]);
     }
-    ptx::wgmma_commit();
   }
 
-  __device__ static void convert(const Pairs& pairs, Words& words) {
+  /// Scores to weights, before what follows.
+  __device__ void weigh(std::uint32_t command, int part, Pairs& pairs) const {
 #pragma unroll
-    for (int i = 0; i < 16; ++i) words[i] = pack<T>(pairs[2 * i], pairs[2 * i + 1]);
-  }
-
-  /// Scores to weights.
-  __device__ void weigh(std::uint32_t command, Pairs& pairs) const {
-#pragma unroll
-    for (int i = 0; i < 32; ++i) {
+    for (int i = 8 * part; i < 8 * part + 8; ++i) {
       pairs[i] = ptx::exp2_approximate(kByKey ? pairs[i] * p_.scale_log2
                                               : fmaf(pairs[i], p_.scale_log2, -norm_[i / 2 % 2]));
     }
-    if (kByKey && (command & Command::kPartial)) mask(command, pairs);
+    if (command & Command::kPartial) mask(command, part, pairs);
+#pragma unroll
+    for (int i = 8 * part; i < 8 * part + 8; ++i) ptx::wgmma_pin(pairs[i]);
   }
 
   /// Gradients of weights to those of scores.
-  __device__ void differentiate(std::uint32_t command, const Pairs& weights, Pairs& pairs) const {
+  __device__ void differentiate(std::uint32_t command, int part, const Pairs& weights,
+                                Pairs& pairs) const {
 #pragma unroll
-    for (int i = 0; i < 32; ++i) {
+    for (int i = 8 * part; i < 8 * part + 8; ++i) {
       pairs[i] = weights[i] * (kByKey ? pairs[i] : pairs[i] - delta_[i / 2 % 2]);
     }
-    if (command & Command::kPartial) mask(command, pairs);
+    if (command & Command::kPartial) mask(command, part, pairs);
   }
 
   /// Pairs with a slot that gives nothing become 0, whatever they are.
-  __device__ void mask(std::uint32_t command, Pairs& pairs) const {
-    const std::uint64_t valid = valid_slots(command) >> lane_ % 4 * 2;
+  __device__ void mask(std::uint32_t command, int part, Pairs& pairs) const {
+    if constexpr (kByKey) {
+      const auto* norms = reinterpret_cast<const float*>(row_slot(command)) + lane_ % 4 * 2;
 #pragma unroll
-    for (int i = 0; i < 32; ++i) {
-      if ((valid >> (i / 4 * 8 + i % 2) & 1) == 0) pairs[i] = 0;
+      for (int i = 8 * part; i < 8 * part + 8; ++i) {
+        if (isinf(norms[i / 4 * 8 + i % 2])) pairs[i] = 0;
+      }
+    } else {
+      const std::uint64_t valid = valid_slots(command) >> lane_ % 4 * 2;
+#pragma unroll
+      for (int i = 8 * part; i < 8 * part + 8; ++i) {
+        if ((valid >> (i / 4 * 8 + i % 2) & 1) == 0) pairs[i] = 0;
+      }
     }
   }
 
+  /// By query: the slots of the other side that give something.
   __device__ std::uint64_t valid_slots(std::uint32_t command) const {
-    if constexpr (kByKey) {
-      const auto* norms = reinterpret_cast<const float*>(row_slot(command));
-      const std::uint32_t low = __ballot_sync(~0U, !isinf(norms[lane_]));
-      const std::uint32_t high = __ballot_sync(~0U, !isinf(norms[32 + lane_]));
-      return std::uint64_t{high} << 32 | low;
-    } else {
-      return reinterpret_cast<const std::uint64_t*>(shared_ +
-                                                    Config::kMasks)[Command::fragment(command)];
-    }
+    return reinterpret_cast<const std::uint64_t*>(shared_ +
+                                                  Config::kMasks)[Command::fragment(command)];
   }
 
   /// Rows that pairs of 0 multiply must still be numbers. Every consumer of the slots writes the
