@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <vector>
 
@@ -237,6 +239,38 @@ void expect_coarse(const Case& c, const cuda::Context& context, const cuda::Back
   }
 }
 
+/// Every key tile of a head once; the longest lists first, in every second head last, as far as a
+/// 64th of the longest tells them apart; equal ones as they lie.
+void expect_order(const cuda::ListOrder& order, const TileMask& by_key) {
+  for (std::int32_t plane = 0; order.tiles > 0 && plane < order.planes; ++plane) {
+    std::vector<std::int64_t> lengths(static_cast<std::size_t>(order.tiles));
+    const std::int64_t words = order.row_words;
+    for (std::int64_t row = 0; row < std::int64_t{order.members} * order.tiles; ++row) {
+      const std::uint64_t* list =
+          by_key.view().words + (std::int64_t{plane} * order.members * order.tiles + row) * words;
+      for (std::int64_t word = 0; word < words; ++word) {
+        lengths[static_cast<std::size_t>(row % order.tiles)] += std::popcount(list[word]);
+      }
+    }
+    const std::int32_t* tiles = order.order + std::int64_t{plane} * order.tiles;
+    std::vector<bool> seen(lengths.size());
+    const std::int64_t longest = *std::max_element(lengths.begin(), lengths.end());
+    for (std::int32_t i = 0; i < order.tiles; ++i) {
+      ASSERT_TRUE(tiles[i] >= 0 && tiles[i] < order.tiles) << tiles[i];
+      const auto tile = static_cast<std::size_t>(tiles[i]);
+      ASSERT_FALSE(seen[tile]) << "tile " << tile << " twice";
+      seen[tile] = true;
+      if (i == 0) continue;
+      const std::int64_t before = lengths[static_cast<std::size_t>(tiles[i - 1])];
+      const std::int64_t growth = lengths[tile] - before;
+      ASSERT_LE((order.planes - plane) % 2 == 0 ? -growth : growth, longest / 64 + 1);
+      if (growth == 0) {
+        ASSERT_LT(tiles[i - 1], tiles[i]);
+      }
+    }
+  }
+}
+
 TEST_P(CudaBackward, FirstStepsOfRandomProblems) {
   const std::uint64_t seed = test_seed();
   const std::int64_t count = test_problems(80);
@@ -254,7 +288,7 @@ TEST_P(CudaBackward, FirstStepsOfRandomProblems) {
     cuda::prepare_coarse_backward(context);
 
     core::Arena counted(nullptr);
-    take_backward_parts(counted, context, c.args);
+    take_key_order(counted, context, take_backward_parts(counted, context, c.args));
     Poisoned workspace(counted.used());
     std::byte* host = workspace.give_bytes(counted.used());
     DeviceMemory memory(kGpu);
@@ -271,12 +305,14 @@ TEST_P(CudaBackward, FirstStepsOfRandomProblems) {
     if (args.gate.is_tensor()) args.gate = Gate(memory.at(args.gate.tensor()));
     core::Arena on_device(memory.at(host));
     const cuda::BackwardParts given = take_backward_parts(on_device, context, args);
+    cuda::TableWork table = keys_table(context, args, given);
+    table.order = take_key_order(on_device, context, given);
     // The backends differ in that alone.
     cuda::EdgeBoxes edges;
     if (GetParam() == "sm90") {
       edges = make_edge_boxes(context.query, static_cast<bool>(args.lengths.query));
     }
-    begin_backward(context, args, given, keys_table(context, args, given), nullptr, edges);
+    begin_backward(context, args, given, table, nullptr, edges);
     memory.fetch();
     EXPECT_TRUE(workspace.intact());
 
@@ -288,6 +324,7 @@ TEST_P(CudaBackward, FirstStepsOfRandomProblems) {
     for (std::int64_t word = 0; word < by_key.shape().words(); ++word) {
       ASSERT_EQ(parts.by_key.words[word], by_key.view().words[word]) << "word " << word;
     }
+    expect_order(take_key_order(fetched, context, parts), by_key);
     expect_rows(c, context, parts, edges);
     if (!r.gate.is_none()) expect_coarse(c, context, parts);
     if (HasFailure()) return;

@@ -12,7 +12,6 @@
 #include <cstdio>
 #include <fstream>
 #include <functional>
-#include <map>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <stdexcept>
@@ -22,6 +21,7 @@
 #include "parse.hpp"
 #include "presets.hpp"
 #include "random_fill.hpp"
+#include "random_lists.hpp"
 #include "vidsparse/vidsparse.hpp"
 
 namespace {
@@ -230,9 +230,7 @@ class Bench {
     attend.oc = pooled(oc_);
     time("attend with gate", 0, flops, calling(&Plan::attend, attend));
     if (wanted("attend with gate, common lists")) {
-      const TileMask lists = common_lists();
-      require(cudaMemcpy(mask_.data(), lists.view().words, mask_.bytes(), cudaMemcpyDefault),
-              "cudaMemcpy");
+      set_lists(common_lists(plan_, kept(), options_.common));
       time("attend with gate, common lists", 0, flops, calling(&Plan::attend, attend));
     }
     ForwardArgs forward;
@@ -279,6 +277,16 @@ class Bench {
       time(gated ? "backward with gate" : "backward", 0, flops, calling(&Plan::backward, args));
       std::printf("%-14s workspace of it %.1f MB\n", name_.c_str(),
                   static_cast<double>(plan_.workspace_bytes(args)) * 1e-6);
+      if (gated) continue;
+      // lse stays that of the selection, which no time depends on.
+      if (wanted("backward, common lists")) {
+        set_lists(common_lists(plan_, kept(), options_.common));
+        time("backward, common lists", 0, flops, calling(&Plan::backward, args));
+      }
+      if (wanted("backward, uneven lists")) {
+        set_lists(uneven_lists(plan_, kept()));
+        time("backward, uneven lists", 0, flops, calling(&Plan::backward, args));
+      }
     }
   }
 
@@ -309,6 +317,12 @@ class Bench {
                         {"workspace_of_q", share}});
   }
 
+  /// Key tiles of a list.
+  std::int64_t kept() const { return std::max<std::int64_t>(1, plan_.resolve_top_k(selection_)); }
+  void set_lists(const TileMask& lists) {
+    require(cudaMemcpy(mask_.data(), lists.view().words, mask_.bytes(), cudaMemcpyDefault),
+            "cudaMemcpy");
+  }
   std::size_t element_bytes() const {
     return static_cast<std::size_t>(tokens_ * heads_ * depth_) * 2;
   }
@@ -323,43 +337,6 @@ class Bench {
   }
   TileMaskRef mask() const {
     return {static_cast<std::uint64_t*>(mask_.data()), plan_.mask_shape()};
-  }
-
-  /// Random lists of which a share is common to the tiles of each 2 x 4 x 4 neighbourhood, as those
-  /// of real video are.
-  TileMask common_lists() const {
-    const TileLayout& layout = plan_.query_layout();
-    const TileShape& tile = plan_.problem().tile;
-    const std::int64_t kept = std::max<std::int64_t>(1, plan_.resolve_top_k(selection_));
-    const auto shared = static_cast<std::int64_t>(options_.common * static_cast<double>(kept));
-    std::mt19937_64 engine(std::random_device{}());
-    TileMask mask(plan_.mask_shape());
-    for (std::int64_t head = 0; head < heads_; ++head) {
-      std::map<std::array<std::int64_t, 4>, std::vector<std::int64_t>> lists;
-      for (std::int64_t i = 0; i < tiles_; ++i) {
-        const Tile place = layout.tile(i);
-        std::vector<std::int64_t>& list =
-            lists[{place.segment, place.origin[0] / tile.t / 2, place.origin[1] / tile.h / 4,
-                   place.origin[2] / tile.w / 4}];
-        const auto draw = [&] {
-          return static_cast<std::int64_t>(engine() % static_cast<std::uint64_t>(tiles_));
-        };
-        while (static_cast<std::int64_t>(list.size()) < shared) {
-          const std::int64_t tile_drawn = draw();
-          if (std::find(list.begin(), list.end(), tile_drawn) == list.end()) {
-            list.push_back(tile_drawn);
-          }
-        }
-        for (const std::int64_t j : list) mask.set(0, head, i, j);
-        for (std::int64_t more = kept - shared; more > 0;) {
-          const std::int64_t j = draw();
-          if (mask.view().test(0, head, i, j)) continue;
-          mask.set(0, head, i, j);
-          --more;
-        }
-      }
-    }
-    return mask;
   }
 
   template <class Args>

@@ -37,6 +37,19 @@ BackwardParts take_backward_parts(core::Arena& arena, const Context& context,
   return parts;
 }
 
+ListOrder take_key_order(core::Arena& arena, const Context& context, const BackwardParts& parts) {
+  ListOrder order;
+  order.mask = parts.by_key.words;
+  order.planes = static_cast<std::int32_t>(context.batch() * context.key_heads());
+  order.members = static_cast<std::int32_t>(context.group());
+  order.tiles = context.key.tiles;
+  order.row_words = static_cast<std::int32_t>(parts.by_key.shape.row_words());
+  const std::int64_t tiles = std::int64_t{order.planes} * order.tiles;
+  order.lengths = arena.take<std::int32_t>(tiles);
+  order.order = arena.take<std::int32_t>(tiles);
+  return order;
+}
+
 TableWork keys_table(const Context& context, const BackwardArgs& args, const BackwardParts& parts) {
   TableWork work;
   work.side = with_lengths(context.key, args.lengths.key);

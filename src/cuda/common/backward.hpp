@@ -34,6 +34,9 @@ struct BackwardParts {
 BackwardParts take_backward_parts(core::Arena& arena, const Context& context,
                                   const BackwardArgs& args);
 
+/// The key tiles of each head by the lists of parts.by_key, for TableWork::order.
+ListOrder take_key_order(core::Arena& arena, const Context& context, const BackwardParts& parts);
+
 /// What fills parts.keys.
 TableWork keys_table(const Context& context, const BackwardArgs& args, const BackwardParts& parts);
 
@@ -42,9 +45,9 @@ void prepare_coarse_backward(const Context& context);
 
 /// All that comes before the passes, dgate included: pool, prepare and coarse backward with a gate,
 /// prepare alone without, and the transposed mask. `keys` is filled: parts.keys and whatever
-/// counters the passes have. Rows of out, dout, gate and of all gradients must be aligned to 16
-/// bytes; throws Error naming the one that is not, before any launch. `edges` of the queries: see
-/// prepare_rows.
+/// counters and order the passes have. Rows of out, dout, gate and of all gradients must be aligned
+/// to 16 bytes; throws Error naming the one that is not, before any launch. `edges` of the queries:
+/// see prepare_rows.
 void begin_backward(const Context& context, const BackwardArgs& args, const BackwardParts& parts,
                     const TableWork& keys, cudaStream_t stream, const EdgeBoxes& edges = {});
 

@@ -2,10 +2,12 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "cuda/common/edge_box.cuh"
 #include "cuda/common/geometry.cuh"
+#include "cuda/common/list_order.hpp"
 
 namespace vidsparse::cuda {
 
@@ -47,8 +49,9 @@ struct alignas(16) KeyFragment {
 };
 
 /// A table to be filled, [batches, tiles * fragments per tile] in order of tile and fragment, and
-/// counters to be zeroed. `batches` is 1 where no run-time lengths tell them apart. What fits one
-/// of `edges` is described by it; its map is Side::kMaxSegments + its index.
+/// counters to be zeroed, and lists to be sorted. `batches` is 1 where no run-time lengths tell
+/// them apart. What fits one of `edges` is described by it; its map is Side::kMaxSegments + its
+/// index.
 struct TableWork {
   Side side;
   EdgeBoxes edges;
@@ -56,15 +59,16 @@ struct TableWork {
   KeyFragment* table = nullptr;
   std::uint32_t* counters = nullptr;
   std::int64_t counter_count = 0;
+  ListOrder order;
 
   static constexpr int kThreads = 256;  ///< of a block
 
   /// 0: nothing to do.
   std::int64_t blocks() const {
     const std::int64_t entries = std::int64_t{side.fragments()} * batches;
-    const std::int64_t most = entries > counter_count ? entries : counter_count;
+    const std::int64_t most = std::max(entries, counter_count);
     const std::int64_t blocks = (most + kThreads - 1) / kThreads;
-    return blocks < 1024 ? blocks : 1024;
+    return std::min<std::int64_t>(std::max<std::int64_t>(blocks, order.planes), 1024);
   }
 };
 

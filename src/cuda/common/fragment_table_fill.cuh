@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "cuda/common/fragment_table.cuh"
+#include "cuda/common/list_order_fill.cuh"
 
 namespace vidsparse::cuda {
 
@@ -32,6 +33,9 @@ __device__ inline void fill_part(const TableWork& work, unsigned block, unsigned
     }
     work.table[i] = entry;
   }
+  if (work.order.planes == 0) return;
+  __shared__ ListSorter::Shared shared;
+  ListSorter(work.order, shared).run(block, blocks);
 }
 
 }  // namespace vidsparse::cuda

@@ -25,6 +25,11 @@ struct AttendParameters : AttendProblem<T> {
   std::int32_t pace_fragments = 0;    ///< key fragments of a step
   std::int32_t pace_steps = 0;        ///< of an item
   std::int32_t pace_slack = 0;
+
+  /// The query tile whose turn fragment number `turn` of a head is.
+  __device__ int own_tile(int, int, int turn) const {
+    return this->fragments_per_tile.quotient(turn);
+  }
 };
 
 }  // namespace vidsparse::cuda::sm90

@@ -68,7 +68,7 @@ class Planner {
     std::int64_t row_starts[Config::kConsumers];
 #pragma unroll
     for (int c = 0; c < Config::kConsumers; ++c) {
-      row_starts[c] = p_.fragments_per_tile.quotient(item.first_fragment + c) * p_.mask_row;
+      row_starts[c] = p_.own_tile(item.batch, item.head, item.first_fragment + c) * p_.mask_row;
     }
     // Who wants a key fragment, as bits.
     const auto users_of = [&](int key) {

@@ -82,12 +82,14 @@ Pass make_pass(const Context& context, bool by_key) {
 struct Memory {
   BackwardParts parts;
   std::uint32_t* arrivals;  ///< by key, then by query
+  ListOrder order;          ///< of key tiles
 };
 
 Memory take(core::Arena& arena, const Context& context, const BackwardArgs& args,
             const Pass& by_key, const Pass& by_query) {
   BackwardParts parts = take_backward_parts(arena, context, args);
-  return {parts, arena.take<std::uint32_t>(by_key.pace.arrivals + by_query.pace.arrivals)};
+  auto* arrivals = arena.take<std::uint32_t>(by_key.pace.arrivals + by_query.pace.arrivals);
+  return {parts, arrivals, take_key_order(arena, context, parts)};
 }
 
 /// What both passes have in common.
@@ -127,6 +129,7 @@ BackwardParameters<T> parameters_by_key(const Context& context, const BackwardAr
   p.d_weights = by_token<T>(args.dv);
   p.coarse_scores = static_cast<const float*>(parts.dkc.data);
   p.coarse_weights = static_cast<const float*>(parts.dvc.data);
+  p.order = memory.order.order;
   p.no_scores = p.scale_log2 == 0;
   if (p.no_scores) p.scale_log2 = 1;
   p.norm_factor = -1 / p.scale_log2;
@@ -194,6 +197,7 @@ void backward(const Context& context, const BackwardArgs& args, Workspace worksp
         parameters_by_query<T>(context, args, by_query, memory, edges, by_key.pace.arrivals);
     TableWork table = keys_table(context, args, memory.parts);
     table.edges = edges.key;
+    table.order = memory.order;
     table.counters = memory.arrivals;
     table.counter_count = by_key.pace.arrivals + by_query.pace.arrivals;
     begin_backward(context, args, memory.parts, table, stream, edges.query);

@@ -78,11 +78,13 @@ class BackwardConsumer {
     Fragment rows;
 
     __device__ Own(const BackwardParameters<T>& p, int index, int consumer)
-        : item(Item::of(index, p, Config::kConsumers)), fragment(item.first_fragment + consumer) {
-      exists = fragment < p.query_fragments;
-      if (!exists) fragment = 0;
-      tile = p.fragments_per_tile.quotient(fragment);
-      rows = p.own.fragment(item.batch, tile, fragment - tile * p.own.fragments_per_tile);
+        : item(Item::of(index, p, Config::kConsumers)) {
+      const int turn = item.first_fragment + consumer;
+      exists = turn < p.query_fragments;
+      tile = p.own_tile(item.batch, item.head, exists ? turn : 0);
+      const int part = exists ? turn % p.own.fragments_per_tile : 0;
+      fragment = tile * p.own.fragments_per_tile + part;
+      rows = p.own.fragment(item.batch, tile, part);
       if constexpr (!kByKey) rows = p.own_edges.ordered(rows);
     }
   };

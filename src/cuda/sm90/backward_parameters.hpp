@@ -51,11 +51,19 @@ struct BackwardParameters {
   std::int32_t query_fragments = 0;
   std::int32_t items_per_head = 0;
   std::int32_t items = 0;
+  const std::int32_t* order = nullptr;  ///< of own tiles, [B, own heads, tiles]; null: as they lie
 
   std::uint32_t* arrivals = nullptr;
   std::int32_t pace_fragments = 0;
   std::int32_t pace_steps = 0;
   std::int32_t pace_slack = 0;
+
+  /// The own tile whose turn fragment number `turn` of a head is.
+  __device__ int own_tile(int batch, int head, int turn) const {
+    const int tile = min(static_cast<int>(fragments_per_tile.quotient(turn)), own.tiles - 1);
+    if (order == nullptr) return tile;
+    return __ldg(order + (std::int64_t{batch} * heads + head) * own.tiles + tile);
+  }
 };
 
 }  // namespace vidsparse::cuda::sm90
