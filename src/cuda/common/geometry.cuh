@@ -127,6 +127,13 @@ struct Side {
     return s;
   }
 
+  /// Chunks of Plain segments that come before anything else.
+  constexpr std::int32_t leading_plain_tiles() const {
+    std::int32_t s = 0;
+    while (s < segment_count && !packed && segments[s].line == 1) ++s;
+    return s < segment_count ? segments[s].first_tile : tiles;
+  }
+
   /// A chunk of a Plain segment (a packed tile is none).
   constexpr bool is_plain(std::int32_t tile) const {
     return !packed && segments[segment_of(tile)].line == 1;

@@ -27,12 +27,9 @@ class ListSorter {
       std::int32_t* lengths = work_.lengths + plane * work_.tiles;
       measure(plane, lengths);
       __syncthreads();
-      // So that the last plane ends with the shortest.
-      const bool ascending = (work_.planes - 1 - plane) % 2 != 0;
       const float step = static_cast<float>(kBuckets) / static_cast<float>(shared_.longest + 1);
       const auto bucket_of = [&](int tile) {
-        const int bucket = static_cast<int>(static_cast<float>(lengths[tile]) * step);
-        return min(ascending ? bucket : kBuckets - 1 - bucket, kBuckets - 1);
+        return kBuckets - 1 - static_cast<int>(static_cast<float>(lengths[tile]) * step);
       };
       for (int tile = threadIdx.x; tile < work_.tiles; tile += blockDim.x) {
         atomicAdd(shared_.starts + bucket_of(tile), 1);

@@ -11,6 +11,7 @@
 #include "cuda/common/fragment_table.cuh"
 #include "cuda/common/limits.hpp"
 #include "cuda/sm90/attend_kernel.cuh"
+#include "cuda/sm90/item_plan.hpp"
 #include "cuda/sm90/pace_plan.hpp"
 
 namespace vidsparse::cuda::sm90 {
@@ -34,36 +35,31 @@ constexpr std::int64_t kConsumers = AttendConfig<128, false>::kConsumers;
 
 /// How a launch is cut up.
 struct Schedule {
-  std::int32_t query_fragments = 0;
   std::int32_t key_fragments = 0;
-  std::int64_t items_per_head = 0;
-  std::int64_t items = 0;
-  std::int64_t blocks = 0;
+  ItemPlan items;
   PacePlan pace;
   std::int32_t batches = 1;  ///< of the fragment table
 };
 
 Schedule make_schedule(const Context& context, const AttendArgs& args) {
   Schedule s;
-  s.query_fragments = context.query.fragments();
   s.key_fragments = context.key.fragments();
-  s.items_per_head = core::ceil_div(s.query_fragments, kConsumers);
-  s.items = s.items_per_head * context.heads() * context.batch();
-  s.blocks = std::min<std::int64_t>(s.items, context.multiprocessors);
+  s.items = ItemPlan(context, context.query, context.heads(), context.query.leading_plain_tiles(),
+                     kConsumers);
   s.batches = context.table_batches(args.lengths);
-  s.pace = PacePlan(context, context.key, 1, s.items, s.blocks);
+  s.pace = PacePlan(context, context.key, 1, s.items);
   return s;
 }
 
 /// What lies in the workspace.
 struct Memory {
   KeyFragment* table;
-  std::uint32_t* arrivals;
+  std::uint32_t* counters;  ///< of the items, then of the pace
 };
 
 Memory take(core::Arena& arena, const Schedule& schedule) {
   return {arena.take<KeyFragment>(std::int64_t{schedule.key_fragments} * schedule.batches),
-          arena.take<std::uint32_t>(schedule.pace.arrivals)};
+          arena.take<std::uint32_t>(1 + schedule.pace.arrivals)};
 }
 
 template <class T>
@@ -77,9 +73,8 @@ AttendParameters<T> make_parameters(const Context& context, const AttendArgs& ar
   p.v = make_tensor_maps("v", args.v, context.key, edges);
   p.clear_pads = static_cast<bool>(args.lengths.key);
   if (edges.count > 0) p.filler_units = edges.boxes[0].units();
-  p.items_per_head = static_cast<std::int32_t>(schedule.items_per_head);
-  p.items = static_cast<std::int32_t>(schedule.items);
-  schedule.pace.put(p, memory.arrivals);
+  schedule.items.put(p, memory.counters);
+  schedule.pace.put(p, memory.counters + 1);
   return p;
 }
 
@@ -135,28 +130,28 @@ void check_attend(const AttendArgs& args) {
 TableWork attend_table(const Context& context, const AttendArgs& args, Workspace workspace) {
   const Schedule schedule = make_schedule(context, args);
   TableWork work;
-  if (schedule.items == 0) return work;
+  if (schedule.items.items == 0) return work;
   core::Arena arena(workspace.data);
   const Memory memory = take(arena, schedule);
   work.side = with_lengths(context.key, args.lengths.key);
   work.edges = make_edge_boxes(context.key, static_cast<bool>(args.lengths.key));
   work.batches = schedule.batches;
   work.table = memory.table;
-  work.counters = memory.arrivals;
-  work.counter_count = schedule.pace.arrivals;
+  work.counters = memory.counters;
+  work.counter_count = 1 + schedule.pace.arrivals;
   return work;
 }
 
 void attend(const Context& context, const AttendArgs& args, Workspace workspace,
             cudaStream_t stream) {
   const Schedule schedule = make_schedule(context, args);
-  if (schedule.items == 0) return;
+  if (schedule.items.items == 0) return;
   core::Arena arena(workspace.data);
   const Memory memory = take(arena, schedule);
   const EdgeBoxes edges = make_edge_boxes(context.key, static_cast<bool>(args.lengths.key));
   with_instance(context, edges.count > 0, [&]<class T, class Config>(T, Config) {
     const auto parameters = make_parameters<T>(context, args, schedule, memory, edges);
-    attend_kernel<T, Config><<<static_cast<unsigned>(schedule.blocks), Config::kThreads,
+    attend_kernel<T, Config><<<static_cast<unsigned>(schedule.items.blocks), Config::kThreads,
                                Config::kSharedBytes, stream>>>(parameters);
     check(cudaGetLastError(), "attend");
   });

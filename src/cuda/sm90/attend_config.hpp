@@ -20,6 +20,7 @@ namespace vidsparse::cuda::sm90 {
 ///   credit[item parity]     consumers -> planner: 4 warps x 3, once an item (three query
 ///                           fragments); keeps it within two items, so that queues never overflow
 ///   masks[load]             planner -> consumers: the valid slots of what is partly so
+///   turns[item parity]      planner -> consumers: which item is next
 ///   held[list]              the planner's own: edge boxes that wait for others to fill a slot with
 ///
 /// `Edges`: several edge boxes may share a slot; without, planner and loaders are leaner.
@@ -61,7 +62,8 @@ struct AttendConfig {
   static constexpr int kRowBytes = 0;
   static constexpr int kMasks = kDone + 4 * 2;
   static constexpr int kHeld = kMasks + 8 * kMaskRing;
-  static constexpr int kSharedBytes = kHeld + 4 * 4 * (kConsumers + 1);
+  static constexpr int kTurns = kHeld + 4 * 4 * (kConsumers + 1);
+  static constexpr int kSharedBytes = kTurns + 4 * 2;
   static_assert(kSharedBytes <= 227 * 1024);
   static_assert(kQueue >= kValueSlots + 2);
   static_assert(kMaskRing >= kOrders + kValueSlots);

@@ -38,9 +38,10 @@ class Consumer {
         values_(ptx::wgmma_descriptor(address + Config::kValues, 8192, 1024)) {}
 
   __device__ void run() {
-    int wave = 0;
-    ask_for_query(place(blockIdx.x));
-    for (int index = blockIdx.x; index < p_.items; index += gridDim.x, ++wave) {
+    const Turns<Config> turns(address_);
+    int index = turns.wait(0);
+    ask_for_query(place(index));
+    for (int wave = 0; index < p_.items; ++wave) {
       const Place at = place(index);
       float output[kD / 2];
       Softmax softmax(p_.scale_log2);
@@ -51,8 +52,8 @@ class Consumer {
       attend(softmax, output);
       if (lane_ == 0) ptx::mbarrier_arrive(address_ + Config::kCredit + 8 * (wave & 1));
       ptx::barrier_sync(1 + index_, 128);  // all warps are done with the query rows
-      const int next = index + static_cast<int>(gridDim.x);
-      if (next < p_.items) ask_for_query(place(next));
+      index = turns.wait(wave + 1);
+      if (index < p_.items) ask_for_query(place(index));
       softmax.finish();
       if (!at.exists) continue;
       store_rows<T, kD>(p_, at.item.batch, at.item.head, at.tile, fragment(at), warp_ * 16, lane_,
@@ -74,8 +75,8 @@ class Consumer {
 
   __device__ Place place(int index) const {
     const Item item = Item::of(index, p_, Config::kConsumers);
+    if (index_ >= item.rows) return {item, false, 0, 0};
     const int fragment = item.first_fragment + index_;
-    if (fragment >= p_.query_fragments) return {item, false, 0, 0};
     const int tile = p_.fragments_per_tile.quotient(fragment);
     return {item, true, tile, fragment - tile * p_.query.fragments_per_tile};
   }

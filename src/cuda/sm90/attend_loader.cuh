@@ -41,7 +41,7 @@ class Loader {
       const Order order = orders_[at];
       const bool end = Command::is_end(order.command);
       const std::uint32_t users = end ? 7 : Order::users(word);
-      if constexpr (!IsValue) pace.step(Order::pace_steps(word));
+      if constexpr (!IsValue) pace.step(Order::pace_steps(word), end);
       bool whole = true;  // else more comes into the same slot
       if (Config::kEdges && !end && Order::is_edge(order.place)) {
         load_part(order, users);

@@ -7,8 +7,7 @@
 
 namespace vidsparse::cuda::sm90 {
 
-/// The one parameter of the attend kernel. An item is a batch entry, a head and three neighbouring
-/// query fragments; items go head by head, so that blocks that run together read the same K and V.
+/// The one parameter of the attend kernel.
 template <class T>
 struct AttendParameters : AttendProblem<T> {
   TensorMaps k;
@@ -17,8 +16,14 @@ struct AttendParameters : AttendProblem<T> {
   bool clear_pads = false;        ///< slots that are not valid may hold anything, not zeros
   std::int32_t filler_units = 1;  ///< of the first, smallest edge box: fills slots with zeros
   std::int32_t members = 1;       ///< heads an item walks one after the other
+
+  // See item_plan.hpp.
+  std::int32_t first_fragments = 0;
+  std::int32_t items_of_first = 0;
   std::int32_t items_per_head = 0;
+  std::int32_t first_items = 0;
   std::int32_t items = 0;
+  std::uint32_t* next = nullptr;  ///< how many items blocks have asked for
 
   // Pace, see attend_pace.cuh.
   std::uint32_t* arrivals = nullptr;  ///< [waves, steps of an item]; null: blocks run freely

@@ -20,16 +20,25 @@ class Planner {
         masks_(reinterpret_cast<std::uint64_t*>(shared + Config::kMasks)),
         held_(reinterpret_cast<std::int32_t*>(shared + Config::kHeld)),
         address_(address),
+        turns_(address),
         plan_(shared, lane_) {}
 
   __device__ void run() {
-    int wave = 0;
-    for (int index = blockIdx.x; index < p_.items; index += gridDim.x, ++wave) {
+    int index = static_cast<int>(blockIdx.x);
+    for (int wave = 0;; ++wave) {
       if (wave >= 2) {
         ptx::mbarrier_wait(address_ + Config::kCredit + 8 * (wave & 1), (wave / 2 + 1) & 1);
       }
-      walk(Item::of(index, p_, Config::kConsumers), wave);
-      single({.command = Command::kEnd, .word = pace_word((wave + 1) * p_.pace_steps)});
+      if (wave > 0 && lane_ == 0) turns_.tell(wave, index);
+      if (index >= p_.items) break;
+      // Long lists are not in step with others.
+      paced_ = p_.pace_fragments > 0 && index >= p_.first_items;
+      const int steps = (index - p_.first_items) / static_cast<int>(gridDim.x) * p_.pace_steps;
+      walk(Item::of(index, p_, Config::kConsumers), steps);
+      int next = 0;
+      if (lane_ == 0) next = static_cast<int>(atomicAdd(p_.next, 1U));
+      single({.command = Command::kEnd, .word = pace_word(steps + p_.pace_steps)});
+      index = __shfl_sync(~0U, next, 0) + static_cast<int>(gridDim.x);
     }
     single({.word = Order::kStop});
   }
@@ -43,22 +52,20 @@ class Planner {
     std::uint32_t plane;
   };
 
-  __device__ void walk(const Item& item, int wave) {
-    const int rows = min(Config::kConsumers, p_.query_fragments - item.first_fragment);
-    plan_.restart(rows);
+  /// `steps_before`: of the pace.
+  __device__ void walk(const Item& item, int steps_before) {
+    plan_.restart(item.rows);
     const std::uint32_t loads_before = loads_;
     const bool take_turns = !shared_;
     uses_ = 0;
     const int steps = p_.pace_steps / p_.members;
-    int steps_before = wave * p_.pace_steps;
     for (int member = 0; member < p_.members; ++member, steps_before += steps) {
-      walk_head(item, item.head * p_.members + member, rows, take_turns, steps_before);
+      walk_head(item, item.head * p_.members + member, take_turns, steps_before);
     }
     shared_ = __reduce_add_sync(~0U, uses_) * 2 > (loads_ - loads_before) * 3;
   }
 
-  __device__ void walk_head(const Item& item, int head, int rows, bool take_turns,
-                            int steps_before) {
+  __device__ void walk_head(const Item& item, int head, bool take_turns, int steps_before) {
     const std::uint32_t* mask = p_.mask + item.batch * p_.mask_batch + head * p_.mask_head;
     const Source source = {p_.table + item.batch * p_.table_batch + head * p_.table_head,
                            p_.k.column(item.batch, head / p_.group),
@@ -77,7 +84,8 @@ class Planner {
       const int tile = p_.fragments_per_tile.quotient(key);
 #pragma unroll
       for (int c = 0; c < Config::kConsumers; ++c) {
-        if (c < rows) users |= (__ldg(mask + row_starts[c] + (tile >> 5)) >> (tile & 31) & 1) << c;
+        if (c >= item.rows) continue;
+        users |= (__ldg(mask + row_starts[c] + (tile >> 5)) >> (tile & 31) & 1) << c;
       }
       return users;
     };
@@ -209,7 +217,7 @@ class Planner {
   }
 
   __device__ std::uint32_t pace_word(int steps) const {
-    return p_.pace_fragments > 0 ? static_cast<std::uint32_t>(steps) << 4 : 0;
+    return paced_ ? static_cast<std::uint32_t>(steps) << 4 : 0;
   }
 
   /// Writes the orders of the lanes that have one, one after the other.
@@ -287,6 +295,8 @@ class Planner {
   std::int32_t* held_;        // [list][unit]: fragments of the table
   std::uint32_t filled_ = 0;  // units of each list, a byte each
   std::uint32_t address_;
+  Turns<Config> turns_;
+  bool paced_ = false;
   Plan<Config> plan_;
   std::uint32_t loads_ = 0;    // fragments so far
   std::uint32_t uses_ = 0;     // this lane's, of the item

@@ -9,6 +9,7 @@
 #include "cuda/common/backward.hpp"
 #include "cuda/sm90/attend_kernel.cuh"
 #include "cuda/sm90/backward_consumer.cuh"
+#include "cuda/sm90/item_plan.hpp"
 #include "cuda/sm90/pace_plan.hpp"
 
 namespace vidsparse::cuda::sm90 {
@@ -52,51 +53,48 @@ constexpr std::int64_t kQueryConsumers = BackwardConfig<128, false, false>::kCon
 
 /// How a pass is cut up.
 struct Pass {
-  std::int32_t own_fragments = 0;
   std::int32_t other_fragments = 0;
-  std::int32_t heads = 0;    ///< of the own side
   std::int32_t members = 1;  ///< heads an item walks
-  std::int64_t items_per_head = 0;
-  std::int64_t items = 0;
-  std::int64_t blocks = 0;
+  ItemPlan items;
   PacePlan pace;
+
+  std::int64_t counters() const { return 1 + pace.arrivals; }  ///< of the items, then of the pace
 };
 
 Pass make_pass(const Context& context, bool by_key) {
   const Side& own = by_key ? context.key : context.query;
   const Side& other = by_key ? context.query : context.key;
   Pass pass;
-  pass.own_fragments = own.fragments();
   pass.other_fragments = other.fragments();
-  pass.heads = static_cast<std::int32_t>(by_key ? context.key_heads() : context.heads());
   pass.members = static_cast<std::int32_t>(by_key ? context.group() : 1);
-  pass.items_per_head =
-      core::ceil_div(pass.own_fragments, by_key ? kKeyConsumers : kQueryConsumers);
-  pass.items = pass.items_per_head * pass.heads * context.batch();
-  pass.blocks = std::min<std::int64_t>(pass.items, context.multiprocessors);
-  pass.pace = PacePlan(context, other, pass.members, pass.items, pass.blocks);
+  // By key the longest lists come first, wherever text is.
+  pass.items =
+      by_key ? ItemPlan(context, own, context.key_heads(), own.packed ? 0 : own.plain_tiles,
+                        kKeyConsumers)
+             : ItemPlan(context, own, context.heads(), own.leading_plain_tiles(), kQueryConsumers);
+  pass.pace = PacePlan(context, other, pass.members, pass.items);
   return pass;
 }
 
 /// What lies in the workspace.
 struct Memory {
   BackwardParts parts;
-  std::uint32_t* arrivals;  ///< by key, then by query
+  std::uint32_t* counters;  ///< by key, then by query
   ListOrder order;          ///< of key tiles
 };
 
 Memory take(core::Arena& arena, const Context& context, const BackwardArgs& args,
             const Pass& by_key, const Pass& by_query) {
   BackwardParts parts = take_backward_parts(arena, context, args);
-  auto* arrivals = arena.take<std::uint32_t>(by_key.pace.arrivals + by_query.pace.arrivals);
-  return {parts, arrivals, take_key_order(arena, context, parts)};
+  auto* counters = arena.take<std::uint32_t>(by_key.counters() + by_query.counters());
+  return {parts, counters, take_key_order(arena, context, parts)};
 }
 
 /// What both passes have in common.
 template <class T>
 BackwardParameters<T> make_parameters(const Context& context, const BackwardArgs& args,
                                       const Pass& pass, const Memory& memory,
-                                      const EdgeBoxes& others) {
+                                      std::uint32_t* counters, const EdgeBoxes& others) {
   BackwardParameters<T> p;
   static_assert(sizeof p <= 4096);  // more needs a driver of CUDA 12.1
   const double scale = context.scale(args.scale);
@@ -105,12 +103,10 @@ BackwardParameters<T> make_parameters(const Context& context, const BackwardArgs
   p.rows = memory.parts.rows;
   p.key_fragments = pass.other_fragments;
   p.fragments_per_tile = Divider(static_cast<std::uint32_t>(context.key.fragments_per_tile));
-  p.heads = pass.heads;
   p.members = pass.members;
   if (others.count > 0) p.filler_units = others.boxes[0].units();
-  p.query_fragments = pass.own_fragments;
-  p.items_per_head = static_cast<std::int32_t>(pass.items_per_head);
-  p.items = static_cast<std::int32_t>(pass.items);
+  pass.items.put(p, counters);
+  pass.pace.put(p, counters + 1);
   return p;
 }
 
@@ -118,7 +114,7 @@ template <class T>
 BackwardParameters<T> parameters_by_key(const Context& context, const BackwardArgs& args,
                                         const Pass& pass, const Memory& memory,
                                         const EdgeBoxes& edges) {
-  BackwardParameters<T> p = make_parameters<T>(context, args, pass, memory, edges);
+  BackwardParameters<T> p = make_parameters<T>(context, args, pass, memory, memory.counters, edges);
   const BackwardParts& parts = memory.parts;
   p.k = make_tensor_maps("dout", args.dout, context.query, edges);
   p.v = make_tensor_maps("q", args.q, context.query, edges);
@@ -137,15 +133,14 @@ BackwardParameters<T> parameters_by_key(const Context& context, const BackwardAr
   p.table = parts.queries;
   p.table_head = pass.other_fragments;
   p.table_batch = pass.other_fragments * context.heads();
-  pass.pace.put(p, memory.arrivals);
   return p;
 }
 
 template <class T>
 BackwardParameters<T> parameters_by_query(const Context& context, const BackwardArgs& args,
                                           const Pass& pass, const Memory& memory,
-                                          const Edges& edges, std::int64_t first_arrival) {
-  BackwardParameters<T> p = make_parameters<T>(context, args, pass, memory, edges.key);
+                                          const Edges& edges, std::uint32_t* counters) {
+  BackwardParameters<T> p = make_parameters<T>(context, args, pass, memory, counters, edges.key);
   p.k = make_tensor_maps("v", args.v, context.key, edges.key);
   p.v = make_tensor_maps("k", args.k, context.key, edges.key);
   p.own = with_lengths(context.query, args.lengths.query);
@@ -159,7 +154,6 @@ BackwardParameters<T> parameters_by_query(const Context& context, const Backward
   p.table_batch = memory.parts.key_batches > 1 ? pass.other_fragments : 0;
   p.clear_pads = static_cast<bool>(args.lengths.key);
   p.group = static_cast<std::int32_t>(context.group());
-  pass.pace.put(p, memory.arrivals + first_arrival);
   return p;
 }
 
@@ -193,18 +187,18 @@ void backward(const Context& context, const BackwardArgs& args, Workspace worksp
   const auto run = [&]<class T, class ByKey, class ByQuery>(T, ByKey, ByQuery) {
     // All that may refuse comes before the first launch.
     const auto keys = parameters_by_key<T>(context, args, by_key, memory, edges.query);
-    const auto queries =
-        parameters_by_query<T>(context, args, by_query, memory, edges, by_key.pace.arrivals);
+    const auto queries = parameters_by_query<T>(context, args, by_query, memory, edges,
+                                                memory.counters + by_key.counters());
     TableWork table = keys_table(context, args, memory.parts);
     table.edges = edges.key;
     table.order = memory.order;
-    table.counters = memory.arrivals;
-    table.counter_count = by_key.pace.arrivals + by_query.pace.arrivals;
+    table.counters = memory.counters;
+    table.counter_count = by_key.counters() + by_query.counters();
     begin_backward(context, args, memory.parts, table, stream, edges.query);
     const auto launch = [&](auto kernel, const Pass& pass, const auto& parameters, auto config) {
-      if (pass.items == 0) return;
+      if (pass.items.items == 0) return;
       using Config = decltype(config);
-      kernel<<<static_cast<unsigned>(pass.blocks), Config::kThreads, Config::kSharedBytes,
+      kernel<<<static_cast<unsigned>(pass.items.blocks), Config::kThreads, Config::kSharedBytes,
                stream>>>(parameters);
       check(cudaGetLastError(), "backward");
     };

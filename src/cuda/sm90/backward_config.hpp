@@ -56,7 +56,8 @@ struct BackwardConfig {
   static constexpr int kDone = kPlan + 4 * kConsumers * kRanks;
   static constexpr int kMasks = kDone + 4 * 2;
   static constexpr int kHeld = kMasks + 8 * kMaskRing;
-  static constexpr int kSharedBytes = kHeld + 4 * 4 * (kConsumers + 1);
+  static constexpr int kTurns = kHeld + 4 * 4 * (kConsumers + 1);
+  static constexpr int kSharedBytes = kTurns + 4 * 2;
   static_assert(kSharedBytes <= 227 * 1024);
   static_assert(ByKey || kMaskRing >= kOrders + kValueSlots);
   static_assert(kQueue >= kValueSlots + 4);  // two items with two ends each

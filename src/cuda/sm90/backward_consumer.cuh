@@ -39,8 +39,9 @@ class BackwardConsumer {
         values_(ptx::wgmma_descriptor(address + Config::kValues, 8192, 1024)) {}
 
   __device__ void run() {
+    const Turns<Config> turns(address_);
     int wave = 0;
-    for (int index = blockIdx.x; index < p_.items; index += gridDim.x, ++wave) {
+    for (int index = turns.wait(0); index < p_.items; index = turns.wait(++wave)) {
       float d_scores[kD / 2];
       float d_weights[kByKey ? kD / 2 : 1];
       {
@@ -80,7 +81,7 @@ class BackwardConsumer {
     __device__ Own(const BackwardParameters<T>& p, int index, int consumer)
         : item(Item::of(index, p, Config::kConsumers)) {
       const int turn = item.first_fragment + consumer;
-      exists = turn < p.query_fragments;
+      exists = consumer < item.rows;
       tile = p.own_tile(item.batch, item.head, exists ? turn : 0);
       const int part = exists ? turn % p.own.fragments_per_tile : 0;
       fragment = tile * p.own.fragments_per_tile + part;

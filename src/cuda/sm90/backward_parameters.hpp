@@ -45,12 +45,18 @@ struct BackwardParameters {
   bool clear_pads = false;        ///< the other side's pads may hold anything, not zeros
   std::int32_t filler_units = 1;  ///< of the other side's smallest edge box
 
-  std::int32_t heads = 0;    ///< of the own side
   std::int32_t group = 1;    ///< by query: query heads that share a key head
   std::int32_t members = 1;  ///< by key: the same, walked one after the other
+
+  // See item_plan.hpp.
   std::int32_t query_fragments = 0;
+  std::int32_t heads = 0;  ///< of the own side
+  std::int32_t first_fragments = 0;
+  std::int32_t items_of_first = 0;
   std::int32_t items_per_head = 0;
+  std::int32_t first_items = 0;
   std::int32_t items = 0;
+  std::uint32_t* next = nullptr;        ///< how many items blocks have asked for
   const std::int32_t* order = nullptr;  ///< of own tiles, [B, own heads, tiles]; null: as they lie
 
   std::uint32_t* arrivals = nullptr;

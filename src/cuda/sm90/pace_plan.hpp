@@ -6,6 +6,7 @@
 #include "core/check.hpp"
 #include "cuda/common/context.hpp"
 #include "cuda/sm90/attend_plan.cuh"
+#include "cuda/sm90/item_plan.hpp"
 
 namespace vidsparse::cuda::sm90 {
 
@@ -21,15 +22,14 @@ struct PacePlan {
 
   PacePlan() = default;
 
-  /// For `blocks` blocks that take `items` items in turn and walk `members` heads of `side` in
-  /// each.
-  PacePlan(const Context& context, const Side& side, std::int64_t members, std::int64_t items,
-           std::int64_t blocks) {
+  /// For blocks that walk `members` heads of `side` in each item.
+  PacePlan(const Context& context, const Side& side, std::int64_t members, const ItemPlan& plan) {
     // Two tensors of a head, two bytes an element.
     const bool fits = 4 * std::int64_t{side.tokens} * context.head_dim() <= context.l2_bytes;
-    if (fits || blocks == 0) return;
+    if (fits || plan.items == plan.first_items) return;
     const std::int64_t of_item = core::ceil_div(side.fragments(), kFragments) * members;
-    const std::int64_t of_all = core::ceil_div(items, blocks) * of_item;
+    const std::int64_t of_all =
+        core::ceil_div(plan.items - plan.first_items, plan.blocks) * of_item;
     if (of_all >= Order::kMaxPaceSteps) return;
     fragments = kFragments;
     steps = of_item;
