@@ -55,17 +55,13 @@ class Planner {
   /// `steps_before`: of the pace.
   __device__ void walk(const Item& item, int steps_before) {
     plan_.restart(item.rows);
-    const std::uint32_t loads_before = loads_;
-    const bool take_turns = !shared_;
-    uses_ = 0;
     const int steps = p_.pace_steps / p_.members;
     for (int member = 0; member < p_.members; ++member, steps_before += steps) {
-      walk_head(item, item.head * p_.members + member, take_turns, steps_before);
+      walk_head(item, item.head * p_.members + member, steps_before);
     }
-    shared_ = __reduce_add_sync(~0U, uses_) * 2 > (loads_ - loads_before) * 3;
   }
 
-  __device__ void walk_head(const Item& item, int head, bool take_turns, int steps_before) {
+  __device__ void walk_head(const Item& item, int head, int steps_before) {
     const std::uint32_t* mask = p_.mask + item.batch * p_.mask_batch + head * p_.mask_head;
     const Source source = {p_.table + item.batch * p_.table_batch + head * p_.table_head,
                            p_.k.column(item.batch, head / p_.group),
@@ -77,6 +73,7 @@ class Planner {
     for (int c = 0; c < Config::kConsumers; ++c) {
       row_starts[c] = p_.own_tile(item.batch, item.head, item.first_fragment + c) * p_.mask_row;
     }
+    const bool take_turns = differ(mask, row_starts, item.rows);
     // Who wants a key fragment, as bits.
     const auto users_of = [&](int key) {
       std::uint32_t users = 0;
@@ -111,7 +108,6 @@ class Planner {
       const auto command = static_cast<std::uint32_t>(key) | (whole ? 0 : Command::kPartial);
       const int steps = p_.pace_fragments > 0 ? base / p_.pace_fragments + 1 : 0;
       const std::uint32_t pace = pace_word(steps_before + steps);
-      uses_ += __popc(wanted);
       if (!take_turns) {
         emit(wanted != 0, command, wanted | pace, source);
       } else {
@@ -129,6 +125,27 @@ class Planner {
         }
       }
     }
+  }
+
+  /// Whether a tile of these lists has fewer than 1.5 consumers.
+  __device__ bool differ(const std::uint32_t* mask,
+                         const std::int64_t (&row_starts)[Config::kConsumers], int rows) const {
+    const int words = (p_.fragments_per_tile.quotient(p_.key_fragments) + 31) / 32;
+    int uses = 0;
+    int tiles = 0;
+#pragma unroll 1
+    for (int word = lane_; word < words; word += 32) {
+      std::uint32_t all = 0;
+#pragma unroll
+      for (int c = 0; c < Config::kConsumers; ++c) {
+        if (c >= rows) continue;
+        const std::uint32_t list = __ldg(mask + row_starts[c] + word);
+        uses += __popc(list);
+        all |= list;
+      }
+      tiles += __popc(all);
+    }
+    return __reduce_add_sync(~0U, uses) * 2 <= __reduce_add_sync(~0U, tiles) * 3;
   }
 
   /// Edge boxes wait here until they fill a slot: those that all consumers want in one list, others
@@ -203,7 +220,6 @@ class Planner {
       if (size == 2) order.place |= Order::kTwoUnits;
     }
     if (piece != kTail) write(written_ + before, order);
-    if (lane_ == 0) uses_ += list == Config::kConsumers ? Config::kConsumers : 1;
     ++loads_;
     written_ += __popc(all);
   }
@@ -299,8 +315,6 @@ class Planner {
   bool paced_ = false;
   Plan<Config> plan_;
   std::uint32_t loads_ = 0;    // fragments so far
-  std::uint32_t uses_ = 0;     // this lane's, of the item
-  bool shared_ = false;        // the former item's fragments had 1.5 consumers and more
   std::uint32_t written_ = 0;  // orders so far
 };
 
