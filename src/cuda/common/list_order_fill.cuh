@@ -27,9 +27,10 @@ class ListSorter {
       std::int32_t* lengths = work_.lengths + plane * work_.tiles;
       measure(plane, lengths);
       __syncthreads();
-      const float step = static_cast<float>(kBuckets) / static_cast<float>(shared_.longest + 1);
+      const auto longest = static_cast<unsigned>(shared_.longest);
       const auto bucket_of = [&](int tile) {
-        return kBuckets - 1 - static_cast<int>(static_cast<float>(lengths[tile]) * step);
+        const auto length = static_cast<unsigned>(lengths[tile]);
+        return kBuckets - 1 - static_cast<int>(length * kBuckets / (longest + 1));
       };
       for (int tile = threadIdx.x; tile < work_.tiles; tile += blockDim.x) {
         atomicAdd(shared_.starts + bucket_of(tile), 1);

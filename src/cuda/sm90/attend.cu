@@ -1,6 +1,5 @@
 #include "cuda/sm90/attend.hpp"
 
-#include <algorithm>
 #include <string>
 #include <type_traits>
 #include <utility>

@@ -15,21 +15,21 @@ class Pace {
  public:
   __device__ explicit Pace(const Parameters& parameters) : p_(parameters) {}
 
-  /// This block is about to be in step number `steps` - 1 of all waves, or its item, all of whose
-  /// steps are then done, is at its end; 0: the item does not keep pace.
+  /// This block is about to be in step number `steps` - 1 of all waves; at the `end` of an item all
+  /// of its steps are done, and the next may be of any wave.
   __device__ void step(int steps, bool end) {
-    if (p_.arrivals == nullptr || steps <= done_) return;
+    if (p_.arrivals == nullptr) return;
     if (fresh_) done_ = (steps - 1) / p_.pace_steps * p_.pace_steps;
     fresh_ = end;
+    if (steps <= done_) return;
     for (; done_ < steps; ++done_) {
       if (done_ < limit()) atomicAdd(p_.arrivals + done_, 1U);
     }
-    if (end) done_ = 0;  // the next item may be of any wave
     const int earlier = steps - 2 - p_.pace_slack;
     if (earlier < 0 || !waits_) return;
     const int blocks = static_cast<int>(gridDim.x);
-    const int items = p_.items - p_.first_items;
-    const auto all = static_cast<unsigned>(min(blocks, items - earlier / p_.pace_steps * blocks));
+    const auto all =
+        static_cast<unsigned>(min(blocks, p_.items - earlier / p_.pace_steps * blocks));
     const volatile unsigned* count = p_.arrivals + earlier;
     const long long start = clock64();
     while (*count < all) {
@@ -46,7 +46,7 @@ class Pace {
   /// Counters there are: steps of all waves.
   __device__ int limit() const {
     const int blocks = static_cast<int>(gridDim.x);
-    return (p_.items - p_.first_items + blocks - 1) / blocks * p_.pace_steps;
+    return (p_.items + blocks - 1) / blocks * p_.pace_steps;
   }
 
   const Parameters& p_;

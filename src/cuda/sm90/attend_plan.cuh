@@ -39,13 +39,15 @@ class Turns {
   __device__ void tell(int wave, int index) const {
     ptx::store_release(words_ + 4 * (wave & 1), static_cast<std::uint32_t>(index + 1) | lap(wave));
   }
+  /// By a whole warp. There are fewer than 2^31 items and blocks, see can_attend.
   __device__ int wait(int wave) const {
     if (wave == 0) return static_cast<int>(blockIdx.x);
     std::uint32_t word;
     while ((word = ptx::load_acquire(words_ + 4 * (wave & 1))) == 0 || (word & kLap) != lap(wave)) {
       __nanosleep(20);
     }
-    return static_cast<int>(word & ~kLap) - 1;
+    // The compiler is to know that a warp takes one way.
+    return __shfl_sync(~0U, static_cast<int>(word & ~kLap) - 1, 0);
   }
 
  private:

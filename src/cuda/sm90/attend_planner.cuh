@@ -31,9 +31,7 @@ class Planner {
       }
       if (wave > 0 && lane_ == 0) turns_.tell(wave, index);
       if (index >= p_.items) break;
-      // Long lists are not in step with others.
-      paced_ = p_.pace_fragments > 0 && index >= p_.first_items;
-      const int steps = (index - p_.first_items) / static_cast<int>(gridDim.x) * p_.pace_steps;
+      const int steps = index / static_cast<int>(gridDim.x) * p_.pace_steps;
       walk(Item::of(index, p_, Config::kConsumers), steps);
       int next = 0;
       if (lane_ == 0) next = static_cast<int>(atomicAdd(p_.next, 1U));
@@ -233,7 +231,7 @@ class Planner {
   }
 
   __device__ std::uint32_t pace_word(int steps) const {
-    return paced_ ? static_cast<std::uint32_t>(steps) << 4 : 0;
+    return p_.pace_fragments > 0 ? static_cast<std::uint32_t>(steps) << 4 : 0;
   }
 
   /// Writes the orders of the lanes that have one, one after the other.
@@ -312,7 +310,6 @@ class Planner {
   std::uint32_t filled_ = 0;  // units of each list, a byte each
   std::uint32_t address_;
   Turns<Config> turns_;
-  bool paced_ = false;
   Plan<Config> plan_;
   std::uint32_t loads_ = 0;    // fragments so far
   std::uint32_t written_ = 0;  // orders so far

@@ -1,6 +1,5 @@
 #include "cuda/sm90/backward.hpp"
 
-#include <algorithm>
 #include <numbers>
 #include <type_traits>
 

@@ -66,8 +66,8 @@ class BackwardConsumer {
   using Pairs = float[32];
   using Words = std::uint32_t[16];
 
-  // A step's products go in parts of sixteen columns, between which a warp does its arithmetic: one
-  // that hands out products waits until the tensor cores take them.
+  // A step's products go in parts, between which a warp does its arithmetic, sixteen columns of
+  // pairs at a time: one that hands out products waits until the tensor cores take them.
   static constexpr int kParts = 4;
 
   /// The fragment that is a consumer's own in an item.
@@ -200,7 +200,8 @@ class BackwardConsumer {
     }
   }
 
-  /// Scores to weights, before what follows.
+  /// Scores to weights. By query differentiate() masks too; here the branch keeps exponentials
+  /// where they are, or they would move behind the wait for the gradients of weights.
   __device__ void weigh(std::uint32_t command, int part, Pairs& pairs) const {
 #pragma unroll
     for (int i = 8 * part; i < 8 * part + 8; ++i) {
