@@ -114,6 +114,9 @@ TEST(CudaSide, FragmentsHoldTheTokensOfTheirTile) {
         ASSERT_EQ(side.is_plain(j), layout.is_plain(j));
       }
     }
+    std::int32_t leading = 0;
+    while (leading < side.tiles && layout.is_plain(leading)) ++leading;
+    ASSERT_EQ(side.leading_plain_tiles(), leading) << layout.sequence().to_string();
   }
 }
 
