@@ -136,5 +136,15 @@ def vsa(
         oc = coarse(q, k, v, q_tiles, k_tiles, scale, dtype)
         place = tile_of(q_tiles, q.shape[1])
         rows = oc[:, :, place.clamp(min=0)].transpose(1, 2) * (place >= 0)[:, None, None]
-        out = out + (gate.to(dtype) if isinstance(gate, torch.Tensor) else gate) * rows
+        added = (gate.to(dtype) if isinstance(gate, torch.Tensor) else gate) * rows
+        out = as_saved(out, added, lse)
     return out, lse
+
+
+def as_saved(fine, added, lse):
+    """Their sum, whose gradient takes the fine branch as what the rounded sum leaves of it: delta
+    as docs/numerics.md defines it, by way of the lse, which all weights of a row share."""
+    out = fine + added
+    lost = (fine.double() - (out.double() - added.double())).detach().to(out.dtype)
+    lse = lse.masked_fill(lse == -math.inf, 0.0).transpose(1, 2)[..., None]
+    return out + lost * (lse - lse.detach())
