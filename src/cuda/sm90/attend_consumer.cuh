@@ -15,6 +15,7 @@
 #include "cuda/sm90/attend_config.hpp"
 #include "cuda/sm90/attend_parameters.hpp"
 #include "cuda/sm90/attend_plan.cuh"
+#include "cuda/sm90/item.cuh"
 
 namespace vidsparse::cuda::sm90 {
 

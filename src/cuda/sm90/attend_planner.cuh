@@ -7,6 +7,7 @@
 #include "cuda/ptx/shared_word.cuh"
 #include "cuda/sm90/attend_config.hpp"
 #include "cuda/sm90/attend_plan.cuh"
+#include "cuda/sm90/item.cuh"
 
 namespace vidsparse::cuda::sm90 {
 

@@ -14,6 +14,7 @@
 #include "cuda/sm90/attend_plan.cuh"
 #include "cuda/sm90/backward_config.hpp"
 #include "cuda/sm90/backward_parameters.hpp"
+#include "cuda/sm90/item.cuh"
 
 namespace vidsparse::cuda::sm90 {
 
