@@ -388,6 +388,12 @@ TEST_P(CudaAttend, LargeProblemsWithText) {
   large.problem.tile = {4, 8, 4};
   large.problem.query = Sequence::grid({20, 30, 44}, {700});
   judge_large(GetParam(), large, seed + 1);
+  large.problem.query = Sequence({Video{20, 30, 44}, Plain{300}, Plain{120}});
+  judge_large(GetParam(), large, seed + 2);
+  large.problem.head_dim = 128;
+  large.problem.query =
+      Sequence({Plain{77}, Video{9, 30, 44}, Plain{30}, Video{9, 8, 8}, Plain{500}});
+  judge_large(GetParam(), large, seed + 3);
 }
 
 // K and V of a head are more than an H200's L2 holds, so blocks keep pace.

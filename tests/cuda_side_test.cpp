@@ -114,9 +114,27 @@ TEST(CudaSide, FragmentsHoldTheTokensOfTheirTile) {
         ASSERT_EQ(side.is_plain(j), layout.is_plain(j));
       }
     }
-    std::int32_t leading = 0;
-    while (leading < side.tiles && layout.is_plain(leading)) ++leading;
-    ASSERT_EQ(side.leading_plain_tiles(), leading) << layout.sequence().to_string();
+    // Text before and behind all videos comes first, then the others, as they lie.
+    std::int32_t first = 0;
+    std::int32_t end = side.tiles;
+    while (first < end && layout.is_plain(first)) ++first;
+    while (first < end && layout.is_plain(end - 1)) --end;
+    if (first == end) first = 0, end = side.tiles;
+    std::vector<std::int32_t> order;
+    for (const bool text : {true, false}) {
+      for (std::int32_t j = 0; j < side.tiles; ++j) {
+        if ((j < first || j >= end) != text) continue;
+        for (std::int32_t f = 0; f < side.fragments_per_tile; ++f) {
+          order.push_back(j * side.fragments_per_tile + f);
+        }
+      }
+    }
+    const TextFirst turns = side.text_first();
+    ASSERT_EQ(turns.fragments(), side.fragments());
+    for (std::int32_t turn = 0; turn < turns.fragments(); ++turn) {
+      ASSERT_EQ(turns.fragment(turn), order[static_cast<std::size_t>(turn)])
+          << layout.sequence().to_string() << ", turn " << turn;
+    }
   }
 }
 

@@ -116,6 +116,7 @@ struct Options {
   std::string backend = "sm90";
   std::string tile = "4x4x4";
   std::string prefix;
+  std::string suffix;
   std::int64_t heads = 0;  ///< 0: the preset's, else 12
   std::vector<double> sparsities = {0.9};
   double common = 0.75;
@@ -141,8 +142,16 @@ Shape parse_shape(const Options& options, const std::string& name) {
     shape.problem.heads_q = preset.heads;
     shape.problem.head_dim = preset.head_dim;
   }
-  shape.problem.query =
-      Sequence::grid({grid[0], grid[1], grid[2]}, tools::parse_lengths("--prefix", options.prefix));
+  std::vector<Segment> segments;
+  const auto append = [&](const char* option, const std::string& lengths) {
+    for (const std::int64_t length : tools::parse_lengths(option, lengths)) {
+      segments.push_back(Plain{length});
+    }
+  };
+  append("--prefix", options.prefix);
+  segments.push_back(Video{grid[0], grid[1], grid[2]});
+  append("--suffix", options.suffix);
+  shape.problem.query = Sequence(segments);
   const auto [a, b, c] = tools::parse_box("--tile", options.tile);
   shape.problem.tile = {a, b, c};
   if (options.heads > 0) shape.problem.heads_q = options.heads;
@@ -424,6 +433,7 @@ int main(int count, char** arguments) {
       ->delimiter(',');
   app.add_option("--heads", options.heads, "instead of the preset's");
   app.add_option("--prefix", options.prefix, "lengths of text before the video");
+  app.add_option("--suffix", options.suffix, "lengths of text behind it");
   app.add_option("--stages", options.stages, "only those that start so")->delimiter(',');
   app.add_option("--backend", options.backend);
   app.add_option("--tile", options.tile);

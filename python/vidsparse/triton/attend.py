@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from .lists import moved_up, next_pieces, piece_tokens, tile_at, tile_tokens
-from .tiles import token_rows, valid_tokens
+from .tiles import own_block, token_rows, valid_tokens
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -87,7 +87,7 @@ def _walk_pieces(
 
 @triton.jit(
     do_not_specialize=[
-        "heads", "group", "q_tiles", "k_tiles", "capacity", "q_total",
+        "heads", "group", "front", "video", "back", "q_tiles", "k_tiles", "capacity", "q_total",
     ]
 )  # fmt: skip
 def attend_kernel(
@@ -102,7 +102,7 @@ def attend_kernel(
     v_stride_b, v_stride_t, v_stride_h,
     g_stride_b, g_stride_t, g_stride_h,
     o_stride_b, o_stride_t, o_stride_h,
-    heads, group, q_tiles, k_tiles, capacity, q_total,
+    heads, group, front, video, back, q_tiles, k_tiles, capacity, q_total,
     scale, gate_value,
     NEGATIVE: tl.constexpr,  # the scale is
     GATE: tl.constexpr,  # 0 none, 1 a number, 2 a tensor
@@ -110,11 +110,10 @@ def attend_kernel(
     E: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     PIECE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program ROWS queries of a tile: grid (Nq * E / ROWS, H, B)."""
+    """One program ROWS queries of a tile: grid (Nq * E / ROWS * H, B)."""
     PARTS: tl.constexpr = E // ROWS
-    block = tl.program_id(0)
-    head = tl.program_id(1)
-    batch = tl.program_id(2).to(tl.int64)
+    block, head = own_block(heads, front, video, back)
+    batch = tl.program_id(1).to(tl.int64)
     tile = block // PARTS
     slot = (block % PARTS) * ROWS + tl.arange(0, ROWS)
     dim = tl.arange(0, D)

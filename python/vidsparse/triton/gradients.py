@@ -8,7 +8,7 @@ import triton.language as tl
 
 from .attend import LOG2E
 from .lists import moved_up, next_pieces, piece_tokens, tile_at, tile_tokens
-from .tiles import token_rows, valid_tokens
+from .tiles import own_block, token_rows, valid_tokens
 
 
 @triton.jit
@@ -106,7 +106,7 @@ def _key_walk_pieces(
 # A group of 1, the usual one, is a kernel of its own: without the loop over heads the compiler has
 # nowhere to hoist what its inner loops need, which would not fit the registers.
 @triton.jit(
-    do_not_specialize=["heads", "q_tiles", "k_tiles", "capacity"]
+    do_not_specialize=["heads", "front", "video", "back", "q_tiles", "k_tiles", "capacity"]
 )  # fmt: skip
 def key_gradients_kernel(
     q, k, v, dout, dk, dv,  # [B, tokens, heads, D]
@@ -120,16 +120,16 @@ def key_gradients_kernel(
     do_stride_b, do_stride_t, do_stride_h,
     dk_stride_b, dk_stride_t, dk_stride_h,
     dv_stride_b, dv_stride_t, dv_stride_h,
-    heads, group, q_tiles, k_tiles, capacity, scale,
+    heads, group, front, video, back, q_tiles, k_tiles, capacity, scale,
     HAS_COARSE: tl.constexpr, K_LENGTHS: tl.constexpr,
     E: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     PIECE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program ROWS keys of a tile: grid (Nk * E / ROWS, G, B)."""
+    """One program ROWS keys of a tile: grid (Nk * E / ROWS * G, B)."""
     PARTS: tl.constexpr = E // ROWS
-    block = tl.program_id(0)
-    kv_head = tl.program_id(1).to(tl.int64)
-    batch = tl.program_id(2).to(tl.int64)
+    block, kv_head = own_block(heads // group, front, video, back)
+    kv_head = kv_head.to(tl.int64)
+    batch = tl.program_id(1).to(tl.int64)
     tile = block // PARTS
     slot = (block % PARTS) * ROWS + tl.arange(0, ROWS)
     dim = tl.arange(0, D)
@@ -270,7 +270,7 @@ def _query_walk_pieces(
 
 
 @triton.jit(
-    do_not_specialize=["heads", "group", "q_tiles", "k_tiles", "capacity"]
+    do_not_specialize=["heads", "group", "front", "video", "back", "q_tiles", "k_tiles", "capacity"]
 )  # fmt: skip
 def query_gradients_kernel(
     q, k, v, dout, dq,  # [B, tokens, heads, D]
@@ -284,16 +284,15 @@ def query_gradients_kernel(
     v_stride_b, v_stride_t, v_stride_h,
     do_stride_b, do_stride_t, do_stride_h,
     dq_stride_b, dq_stride_t, dq_stride_h,
-    heads, group, q_tiles, k_tiles, capacity, scale,
+    heads, group, front, video, back, q_tiles, k_tiles, capacity, scale,
     HAS_COARSE: tl.constexpr, Q_LENGTHS: tl.constexpr, K_LENGTHS: tl.constexpr,
     E: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     PIECE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program ROWS queries of a tile: grid (Nq * E / ROWS, H, B)."""
+    """One program ROWS queries of a tile: grid (Nq * E / ROWS * H, B)."""
     PARTS: tl.constexpr = E // ROWS
-    block = tl.program_id(0)
-    head = tl.program_id(1)
-    batch = tl.program_id(2).to(tl.int64)
+    block, head = own_block(heads, front, video, back)
+    batch = tl.program_id(1).to(tl.int64)
     tile = block // PARTS
     slot = (block % PARTS) * ROWS + tl.arange(0, ROWS)
     dim = tl.arange(0, D)

@@ -270,13 +270,14 @@ class TritonKernels(Kernels):
             return
         items, counts, capacity = self._lists(mask, most, self.key, kl, None, self._empty)
         weights = gate if isinstance(gate, Tensor) else q
-        attend_kernel[(self.query.blocks(shape.rows), p.heads_q, p.batch)](
+        attend_kernel[(self.query.blocks(shape.rows) * p.heads_q, p.batch)](
             q, k, v, weights, out, self.no_floats if lse is None else lse,
             self.no_floats if oc is None else oc, items, counts,
             self.query.tokens, self.key.tokens, self.query.facts, self.key.facts,
             ql.tensor, kl.tensor, ql.stride, kl.stride,
             *_strides(q), *_strides(k), *_strides(v), *_strides(weights), *_strides(out),
-            p.heads_q, self.group, self.query.tiles, self.key.tiles, capacity, q.shape[1],
+            p.heads_q, self.group, *self.query.turns(shape.rows),
+            self.query.tiles, self.key.tiles, capacity, q.shape[1],
             scale, gate if isinstance(gate, float) else 0.0,
             scale < 0, _gate_kind(gate), lse is not None,
             ql.given, kl.given,
@@ -377,28 +378,24 @@ class TritonKernels(Kernels):
             )
         strides = (*_strides(q), *_strides(k), *_strides(v), *_strides(dout))
         if key.tiles * b * g > 0:
-            items, counts, capacity = self._lists(
-                mask, query.tiles, query, ql, sound, lent.empty
-            )
+            items, counts, capacity = self._lists(mask, query.tiles, query, ql, sound, lent.empty)
             shape = config.key_gradients
-            key_gradients_kernel[(key.blocks(shape.rows), g, b)](
+            key_gradients_kernel[(key.blocks(shape.rows) * g, b)](
                 q, k, v, dout, dk, dv, norms, delta, dkc, dvc, items, counts,
                 query.tokens, key.tokens, key.facts, kl.tensor, kl.stride,
                 *strides, *_strides(dk), *_strides(dv),
-                h, self.group, query.tiles, key.tiles, capacity, scale,
+                h, self.group, *key.turns(shape.rows), query.tiles, key.tiles, capacity, scale,
                 coarse, kl.given, key.slots, d,
                 shape.rows, shape.columns, PIECE, self.precision, **shape.options,
             )  # fmt: skip
         if query.tiles * b * h > 0:
-            items, counts, capacity = self._lists(
-                mask, key.tiles, key, kl, None, self._empty
-            )
+            items, counts, capacity = self._lists(mask, key.tiles, key, kl, None, self._empty)
             shape = config.query_gradients
-            query_gradients_kernel[(query.blocks(shape.rows), h, b)](
+            query_gradients_kernel[(query.blocks(shape.rows) * h, b)](
                 q, k, v, dout, dq, norms, delta, dqc, items, counts,
                 query.tokens, key.tokens, query.facts, key.facts,
                 ql.tensor, kl.tensor, ql.stride, kl.stride, *strides, *_strides(dq),
-                h, self.group, query.tiles, key.tiles, capacity, scale,
+                h, self.group, *query.turns(shape.rows), query.tiles, key.tiles, capacity, scale,
                 coarse, ql.given, kl.given, key.slots, d,
                 shape.rows, shape.columns, PIECE, self.precision, **shape.options,
             )  # fmt: skip

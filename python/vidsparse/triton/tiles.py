@@ -26,10 +26,18 @@ class Tables:
     slots: int  # E
     entries: tuple[int, ...]  # of a list of tiles, most of one tile, of two, ...
     pieces: int  # of the tiles that are ragged without run-time lengths too
+    front: int  # tiles of text before the first video, 0 without one
+    back: int  # behind the last one
 
     def blocks(self, rows: int) -> int:
         """Programs of `rows` slots each that make up all tiles."""
         return self.tiles * self.slots // rows
+
+    def turns(self, rows: int) -> tuple[int, int, int]:
+        """Of `rows` slots each, blocks of text before the video, of the video, and of text behind
+        it: see own_block."""
+        front, back = (n * self.slots // rows for n in (self.front, self.back))
+        return front, self.blocks(rows) - front - back, back
 
 
 @lru_cache(maxsize=64)
@@ -54,10 +62,29 @@ def tables_of(layout: TileLayout, device: torch.device) -> Tables:
     ragged = int(pieces[facts[0] < layout.slots].sum())
     pieces[fixed & (facts[0] == layout.slots)] = 1
     entries = pieces.sort(descending=True).values.cumsum(0).tolist()
+    videos = [part for part in layout.parts if part.tiles > 0 and not part.plain]
+    front = videos[0].first_tile if videos else 0
+    back = layout.tiles - videos[-1].first_tile - videos[-1].tiles if videos else 0
     return Tables(
         tokens.to(device, torch.int32), facts.to(device), layout.tiles, layout.slots,
-        (0, *entries), ragged,
+        (0, *entries), ragged, front, back,
     )  # fmt: skip
+
+
+@triton.jit
+def own_block(heads, front, video, back):
+    """The block and the head of this program of a grid (blocks * heads, batch). Text beside the
+    video may attend to everything, ten times what others do: that of all heads comes first, or a
+    launch would end with a few programs at work. The others go head by head, so that programs that
+    run together read the same rows of the other side."""
+    index = tl.program_id(0)
+    text = front + back
+    of_text = index < text * heads
+    index = tl.where(of_text, index, index - text * heads)
+    of_head = tl.where(of_text, text, video)
+    turn = index % of_head
+    behind = tl.where(turn < front, turn, turn + video)
+    return tl.where(of_text, behind, turn + front), index // of_head
 
 
 @triton.jit

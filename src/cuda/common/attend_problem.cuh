@@ -47,7 +47,6 @@ struct AttendProblem {
 
   std::int32_t heads = 0;
   std::int32_t group = 1;  ///< query heads that share a key head
-  std::int32_t query_fragments = 0;
 };
 
 }  // namespace vidsparse::cuda

@@ -39,7 +39,6 @@ AttendProblem<T> make_attend_problem(const Context& context, const AttendArgs& a
   p.fragments_per_tile = Divider(static_cast<std::uint32_t>(context.key.fragments_per_tile));
   p.heads = static_cast<std::int32_t>(context.heads());
   p.group = static_cast<std::int32_t>(context.group());
-  p.query_fragments = context.query.fragments();
   return p;
 }
 

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "cuda/common/text_first.hpp"
+
 // Where tiles and their fragments lie, as kernels see it: plain numbers passed by value as a kernel
 // parameter. Everything is constexpr, so the same code runs on the host (g++) and on the device
 // (nvcc --expt-relaxed-constexpr). Token and tile indices fit 31 bits; offsets in memory do not, so
@@ -127,11 +129,17 @@ struct Side {
     return s;
   }
 
-  /// Chunks of Plain segments that come before anything else.
-  constexpr std::int32_t leading_plain_tiles() const {
-    std::int32_t s = 0;
-    while (s < segment_count && !packed && segments[s].line == 1) ++s;
-    return s < segment_count ? segments[s].first_tile : tiles;
+  /// Plain segments around the videos are text; packed tiles and Plain segments alone are not.
+  constexpr TextFirst text_first() const {
+    std::int32_t first = 0;
+    std::int32_t last = segment_count - 1;
+    while (first <= last && segments[first].line == 1) ++first;
+    if (packed || first > last) return {0, fragments(), 0};
+    while (segments[last].line == 1) --last;
+    const std::int32_t begin = segments[first].first_tile;
+    const std::int32_t end = last + 1 < segment_count ? segments[last + 1].first_tile : tiles;
+    return {begin * fragments_per_tile, (end - begin) * fragments_per_tile,
+            (tiles - end) * fragments_per_tile};
   }
 
   /// A chunk of a Plain segment (a packed tile is none).

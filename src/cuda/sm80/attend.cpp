@@ -42,7 +42,7 @@ Verdict can_attend(const Problem& problem, const TileLayout& query, const TileLa
   // The grid of a launch.
   for (const auto& [name, count] :
        {std::pair("heads_q", problem.heads_q), std::pair("batch", problem.batch)}) {
-    if (count > 65535) {
+    if (count > ItemBlocks::kMaxRows) {
       return Verdict::no(std::string(name) + ": expected at most 65535, got " +
                          std::to_string(count));
     }
@@ -87,7 +87,8 @@ void attend(const Context& context, Shape shape, const AttendArgs& args, Workspa
   with_instance(context, shape, [&]<class T, class Launch>(T, Launch) {
     AttendParameters<T> parameters;
     static_cast<AttendProblem<T>&>(parameters) = make_attend_problem<T>(context, args, table);
-    const dim3 blocks = item_blocks(parameters.query_fragments, context.heads(), context.batch());
+    parameters.blocks = ItemBlocks(context.query.text_first(), context.heads());
+    const dim3 blocks = parameters.blocks.grid(context.batch());
     if (blocks.x == 0) return;
     parameters.key = context.key;
     if (args.k.elements() > 0) {  // the pointers of empty tensors may be anything

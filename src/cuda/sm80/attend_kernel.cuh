@@ -39,7 +39,7 @@ class AttendBlock {
     const char* values;
     bool more;
     {
-      const Item item = Item::current(p_.fragments_per_tile);
+      const Item item = Item::current(p_.blocks, p_.fragments_per_tile);
       const Fragment rows = item.rows(p_.query);
       load_query(rows, item);
       keys = p_.k.head(item.batch, item.head / p_.group);
@@ -100,7 +100,7 @@ class AttendBlock {
       multiply_added<T, kD>(output, weights, values_);
     }
 
-    const Item item = Item::current(p_.fragments_per_tile);
+    const Item item = Item::current(p_.blocks, p_.fragments_per_tile);
     const Fragment rows = item.rows(p_.query);
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
@@ -162,7 +162,7 @@ class AttendBlock {
   /// Asks for the next fragment's K; always a group of copies, so that groups can be counted.
   __device__ bool start_keys(const char* keys, int slot, ListedFragment& fragment) {
     const bool more = list_.next(fragment, [this] {
-      const Item item = Item::current(p_.fragments_per_tile);
+      const Item item = Item::current(p_.blocks, p_.fragments_per_tile);
       return ListSource{
           p_.mask + item.batch * p_.mask_batch + item.head * p_.mask_head + item.tile * p_.mask_row,
           p_.table + item.batch * p_.table_batch};
@@ -193,6 +193,7 @@ template <class T, class Config>
 __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
     attend_kernel(const __grid_constant__ AttendParameters<T> parameters) {
   extern __shared__ __align__(1024) char shared[];
+  if (!Item::exists(parameters.blocks)) return;
   AttendBlock<T, Config>(parameters, shared).run();
 }
 

@@ -37,8 +37,10 @@ void with_instances(const Context& context, Shape shape, Visit&& visit) {
 template <class T>
 GradientParameters<T> common_parameters(const Context& context, const BackwardArgs& args,
                                         const BackwardParts& parts, const TileMaskView& mask,
-                                        const Side& own, const Side& other) {
+                                        std::int64_t own_heads, const Side& own,
+                                        const Side& other) {
   GradientParameters<T> p;
+  p.blocks = ItemBlocks(own.text_first(), own_heads);
   p.own = own;
   p.other = other;
   const double scale = context.scale(args.scale);
@@ -57,9 +59,9 @@ GradientParameters<T> common_parameters(const Context& context, const BackwardAr
 template <class T>
 GradientParameters<T> parameters_by_key(const Context& context, const BackwardArgs& args,
                                         const BackwardParts& parts) {
-  GradientParameters<T> p = common_parameters<T>(context, args, parts, parts.by_key,
-                                                 with_lengths(context.key, args.lengths.key),
-                                                 with_lengths(context.query, args.lengths.query));
+  GradientParameters<T> p = common_parameters<T>(
+      context, args, parts, parts.by_key, context.key_heads(),
+      with_lengths(context.key, args.lengths.key), with_lengths(context.query, args.lengths.query));
   p.own_scores = head_rows("k", args.k);
   p.own_weights = head_rows("v", args.v);
   p.other_scores = head_rows("q", args.q);
@@ -81,7 +83,7 @@ GradientParameters<T> parameters_by_key(const Context& context, const BackwardAr
 template <class T>
 GradientParameters<T> parameters_by_query(const Context& context, const BackwardArgs& args,
                                           const BackwardParts& parts) {
-  GradientParameters<T> p = common_parameters<T>(context, args, parts, args.mask,
+  GradientParameters<T> p = common_parameters<T>(context, args, parts, args.mask, context.heads(),
                                                  with_lengths(context.query, args.lengths.query),
                                                  with_lengths(context.key, args.lengths.key));
   p.own_scores = head_rows("q", args.q);
@@ -122,8 +124,8 @@ void backward(const Context& context, Shape shape, const BackwardArgs& args, Wor
     const auto by_key = parameters_by_key<T>(context, args, parts);
     const auto by_query = parameters_by_query<T>(context, args, parts);
     begin_backward(context, args, parts, keys_table(context, args, parts), stream);
-    const dim3 keys = item_blocks(context.key.fragments(), context.key_heads(), context.batch());
-    const dim3 queries = item_blocks(context.query.fragments(), context.heads(), context.batch());
+    const dim3 keys = by_key.blocks.grid(context.batch());
+    const dim3 queries = by_query.blocks.grid(context.batch());
     if (keys.x > 0) ByKey::run(by_key, keys, stream);
     if (queries.x > 0) ByQuery::run(by_query, queries, stream);
   });

@@ -4,13 +4,42 @@
 
 #include <cstdint>
 
+#include "core/check.hpp"
+#include "cuda/common/geometry.cuh"
+#include "cuda/common/text_first.hpp"
+
 namespace vidsparse::cuda::sm80 {
 
-/// A block for each fragment of each head, numbered as item.cuh reads them; none of any: x is 0.
-inline dim3 item_blocks(std::int64_t fragments, std::int64_t heads, std::int64_t batch) {
-  if (heads == 0 || batch == 0) fragments = 0;
-  return {static_cast<unsigned>(fragments), static_cast<unsigned>(heads),
-          static_cast<unsigned>(batch)};
-}
+/// A block for each fragment of each head, in the order in which a launch begins them, x first:
+/// all heads' text, as many rows as it fills, then a row of blocks for the others of each head, so
+/// that blocks that run together read the same rows of the other side.
+struct ItemBlocks {
+  static constexpr std::int64_t kMaxRows = 65535;  ///< of a launch
+
+  TextFirst turns;
+  Divider text;  ///< fragments of a head's text; 1 where there is none
+  std::int32_t text_rows = 0;
+  std::int32_t heads = 0;
+
+  ItemBlocks() = default;
+  ItemBlocks(const TextFirst& order, std::int64_t head_count)
+      : turns(order), heads(static_cast<std::int32_t>(head_count)) {
+    const std::int64_t rows =
+        turns.video > 0 ? core::ceil_div(turns.text() * head_count, turns.video) : 0;
+    if (rows == 0 || rows + head_count > kMaxRows || rows * turns.video > INT32_MAX) {
+      turns = {0, turns.fragments(), 0};
+      return;
+    }
+    text = Divider(static_cast<std::uint32_t>(turns.text()));
+    text_rows = static_cast<std::int32_t>(rows);
+  }
+
+  /// None of any: x is 0.
+  dim3 grid(std::int64_t batch) const {
+    const bool none = heads == 0 || batch == 0;
+    return {none ? 0 : static_cast<unsigned>(turns.video), static_cast<unsigned>(text_rows + heads),
+            static_cast<unsigned>(batch)};
+  }
+};
 
 }  // namespace vidsparse::cuda::sm80

@@ -88,7 +88,7 @@ class GradientBlock {
 
   /// Starts the copies of the own fragment; false if it has no valid slot.
   __device__ bool start_own() {
-    const Item item = Item::current(p_.per_tile);
+    const Item item = Item::current(p_.blocks, p_.per_tile);
     const KeyFragment* entry = p_.own_table + item.batch * p_.own_table_batch +
                                item.head * p_.own_table_head + item.fragment;
     const ListedFragment own =
@@ -122,7 +122,7 @@ class GradientBlock {
   };
 
   __device__ OtherHead other_head(int member) const {
-    const Item item = Item::current(p_.per_tile);
+    const Item item = Item::current(p_.blocks, p_.per_tile);
     const int head = Config::kByKey ? query_head(item, member) : p_.group.quotient(item.head);
     return {p_.other_scores.head(item.batch, head), p_.other_weights.head(item.batch, head),
             Config::kByKey ? norms_of(item.batch, head, 0) : nullptr};
@@ -193,7 +193,7 @@ class GradientBlock {
   /// Looks the next fragment up; false if there is none.
   __device__ bool find_other(int member, ListedFragment& fragment) {
     return list_.next(fragment, [&] {
-      const Item item = Item::current(p_.per_tile);
+      const Item item = Item::current(p_.blocks, p_.per_tile);
       const int query = query_head(item, member);
       return ListSource{
           p_.mask + item.batch * p_.mask_batch + query * p_.mask_head + item.tile * p_.mask_row,
@@ -443,7 +443,7 @@ class GradientBlock {
 
   __device__ void store() {
     if constexpr (kColumnWarps == 2 && !Config::kExchanges) join_sums();
-    const Item item = Item::current(p_.per_tile);
+    const Item item = Item::current(p_.blocks, p_.per_tile);
     const Fragment fragment = item.rows(p_.own);
     constexpr int kWidth = kD / kColumnWarps;  // of this warp's columns
     const int column = column_warp() * kWidth;
@@ -491,6 +491,7 @@ template <class T, class Config>
 __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
     gradient_kernel(const __grid_constant__ GradientParameters<T> parameters) {
   extern __shared__ __align__(1024) char shared[];
+  if (!Item::exists(parameters.blocks)) return;
   GradientBlock<T, Config>(parameters, shared).run();
 }
 

@@ -5,6 +5,7 @@
 #include "cuda/common/fragment_table.cuh"
 #include "cuda/common/geometry.cuh"
 #include "cuda/common/tensor.cuh"
+#include "cuda/sm80/blocks.hpp"
 #include "cuda/sm80/head_rows.hpp"
 
 namespace vidsparse::cuda::sm80 {
@@ -12,6 +13,7 @@ namespace vidsparse::cuda::sm80 {
 /// The one parameter of a backward pass, see gradient_config.hpp for what is own and other.
 template <class T>
 struct GradientParameters {
+  ItemBlocks blocks;  ///< of own fragments
   Side own;
   Side other;
   HeadRows own_scores, own_weights;      ///< k, v or q, dout

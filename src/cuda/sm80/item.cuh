@@ -2,11 +2,11 @@
 
 #include "cuda/common/geometry.cuh"
 #include "cuda/ptx/special.cuh"
+#include "cuda/sm80/blocks.hpp"
 
 namespace vidsparse::cuda::sm80 {
 
-/// What a block is about: a fragment of a head. Blocks go fragment by fragment, then head by head,
-/// so that those that run together read the same rows of the other side.
+/// What a block is about: a fragment of a head.
 struct Item {
   int batch;
   int head;
@@ -16,10 +16,24 @@ struct Item {
 
   /// The current block's. Worked out anew wherever it is needed, rather than kept in registers the
   /// inner loop lacks.
-  __device__ static Item current(const Divider& per_tile) {
+  __device__ static Item current(const ItemBlocks& blocks, const Divider& per_tile) {
     const int3 block = ptx::block_index();
-    const int tile = per_tile.quotient(block.x);
-    return {block.z, block.y, tile, block.x, block.x - tile * static_cast<int>(per_tile.divisor)};
+    int head = block.y - blocks.text_rows;
+    int fragment = block.x + blocks.turns.front;
+    if (head < 0) {
+      const int index = block.y * blocks.turns.video + block.x;
+      head = blocks.text.quotient(index);
+      fragment = blocks.turns.fragment(index - head * static_cast<int>(blocks.text.divisor));
+    }
+    const int tile = per_tile.quotient(fragment);
+    return {block.z, head, tile, fragment, fragment - tile * static_cast<int>(per_tile.divisor)};
+  }
+
+  /// False for the blocks left over in the last row of text.
+  __device__ static bool exists(const ItemBlocks& blocks) {
+    const int3 block = ptx::block_index();
+    if (block.y >= blocks.text_rows) return true;
+    return blocks.text.quotient(block.y * blocks.turns.video + block.x) < blocks.heads;
   }
 
   __device__ Fragment rows(const Side& side) const { return side.fragment(batch, tile, part); }

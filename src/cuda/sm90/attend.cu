@@ -43,8 +43,7 @@ struct Schedule {
 Schedule make_schedule(const Context& context, const AttendArgs& args) {
   Schedule s;
   s.key_fragments = context.key.fragments();
-  s.items = ItemPlan(context, context.query, context.heads(), context.query.leading_plain_tiles(),
-                     kConsumers);
+  s.items = ItemPlan(context, context.query.text_first(), context.heads(), kConsumers);
   s.batches = context.table_batches(args.lengths);
   s.pace = PacePlan(context, context.key, 1, s.items);
   return s;

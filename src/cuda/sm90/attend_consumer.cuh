@@ -77,7 +77,7 @@ class Consumer {
   __device__ Place place(int index) const {
     const Item item = Item::of(index, p_, Config::kConsumers);
     if (index_ >= item.rows) return {item, false, 0, 0};
-    const int fragment = item.first_fragment + index_;
+    const int fragment = p_.turns.fragment(item.first_turn + index_);
     const int tile = p_.fragments_per_tile.quotient(fragment);
     return {item, true, tile, fragment - tile * p_.query.fragments_per_tile};
   }

@@ -18,10 +18,10 @@ struct AttendParameters : AttendProblem<T> {
   std::int32_t members = 1;       ///< heads an item walks one after the other
 
   // See item_plan.hpp.
-  std::int32_t first_fragments = 0;
-  std::int32_t items_of_first = 0;
+  TextFirst turns;
+  std::int32_t items_of_text = 0;
   std::int32_t items_per_head = 0;
-  std::int32_t first_items = 0;
+  std::int32_t text_items = 0;
   std::int32_t items = 0;
   std::uint32_t* next = nullptr;  ///< how many items blocks have asked for
 
@@ -31,9 +31,9 @@ struct AttendParameters : AttendProblem<T> {
   std::int32_t pace_steps = 0;        ///< of an item
   std::int32_t pace_slack = 0;
 
-  /// The query tile whose turn fragment number `turn` of a head is.
+  /// The query tile whose fragment is number `turn` of a head.
   __device__ int own_tile(int, int, int turn) const {
-    return this->fragments_per_tile.quotient(turn);
+    return this->fragments_per_tile.quotient(turns.fragment(turn));
   }
 };
 

@@ -7,35 +7,36 @@
 
 namespace vidsparse::cuda::sm90 {
 
-/// What the loaders are told: everything worked out.
+/// What the loaders are told: everything worked out. Where several edge boxes fill a slot, the first
+/// four words of two or three orders in a row are those of the boxes, one for each unit of the slot:
+/// the coordinates w; h, t and the map as the fragment table packs them, or kNoBox in the second
+/// unit of a box; and where rows come with a slot (Config::kRowBytes), the first of the box's in
+/// steps of kRowStep bytes.
 struct alignas(16) Order {
-  /// Coordinates of the fragment. Of an edge box with rows (Config::kRowBytes) h is h and t as the
-  /// fragment table packs them, and t its first row of lse in steps of kRowStep bytes, 32 bits.
-  std::int32_t w, h, t;
-  /// 3..0 which map   31..4 of an edge box: 5..4 unit of the slot where it begins   6 the slot's
-  /// first   7 its last   8 with rows: it takes two units; else batch entry and head, where rows
-  /// are loaded
+  std::int32_t w, h, t;  ///< coordinates of the fragment
+  /// 3..0 which map   31..4 batch entry and head, where rows are loaded
   std::uint32_t place;
   std::int32_t column_k;  ///< coordinate J in K
   std::int32_t column_v;  ///< and in V
   std::uint32_t command;  ///< for the consumers; kEnd: the item is done
-  /// 2..0 users (bit c: consumer c)   3 stop   29..4 steps of the pace, or 0   31..30 lap
+  /// 2..0 users (bit c: consumer c)   3 stop   4 edge boxes   29..5 steps of the pace, or 0
+  /// 31..30 lap
   std::uint32_t word;
 
-  static constexpr std::uint32_t kFirst = 64;
-  static constexpr std::uint32_t kLast = 128;
-  static constexpr std::uint32_t kTwoUnits = 256;
   static constexpr std::int32_t kRowStep = EdgeBox::kUnit * 4;
+  static constexpr std::uint32_t kNoBox = ~0U;
   static constexpr std::uint32_t map(std::uint32_t place) { return place & 15; }
-  static constexpr bool is_edge(std::uint32_t place) { return map(place) >= Side::kMaxSegments; }
-  static constexpr std::uint32_t unit(std::uint32_t place) { return place >> 4 & 3; }
   static constexpr std::uint32_t plane(std::uint32_t place) { return place >> 4; }
   static constexpr std::uint32_t kStop = 8;
+  static constexpr std::uint32_t kEdges = 16;
   static constexpr std::int64_t kMaxPlanes = 1 << 28;     ///< batch entries x heads
-  static constexpr std::int64_t kMaxPaceSteps = 1 << 26;  ///< of a block's items
+  static constexpr std::int64_t kMaxPaceSteps = 1 << 25;  ///< of a block's items
   static constexpr std::uint32_t users(std::uint32_t word) { return word & 7; }
+  static constexpr std::uint32_t pace(std::int32_t steps) {
+    return static_cast<std::uint32_t>(steps) << 5;
+  }
   static constexpr std::int32_t pace_steps(std::uint32_t word) {
-    return static_cast<std::int32_t>(word >> 4 & 0x3FFFFFF);
+    return static_cast<std::int32_t>(word >> 5 & 0x1FFFFFF);
   }
 };
 

@@ -70,7 +70,7 @@ class Planner {
     std::int64_t row_starts[Config::kConsumers];
 #pragma unroll
     for (int c = 0; c < Config::kConsumers; ++c) {
-      row_starts[c] = p_.own_tile(item.batch, item.head, item.first_fragment + c) * p_.mask_row;
+      row_starts[c] = p_.own_tile(item.batch, item.head, item.first_turn + c) * p_.mask_row;
     }
     const bool take_turns = differ(mask, row_starts, item.rows);
     // Who wants a key fragment, as bits.

@@ -66,11 +66,14 @@ Pass make_pass(const Context& context, bool by_key) {
   Pass pass;
   pass.other_fragments = other.fragments();
   pass.members = static_cast<std::int32_t>(by_key ? context.group() : 1);
-  // By key the longest lists come first, wherever text is.
-  pass.items =
-      by_key ? ItemPlan(context, own, context.key_heads(), own.packed ? 0 : own.plain_tiles,
-                        kKeyConsumers)
-             : ItemPlan(context, own, context.heads(), own.leading_plain_tiles(), kQueryConsumers);
+  if (by_key) {
+    // The longest lists come first, so those of text do wherever it stands.
+    const TextFirst text = own.text_first();
+    pass.items =
+        ItemPlan(context, {text.text(), text.video, 0}, context.key_heads(), kKeyConsumers);
+  } else {
+    pass.items = ItemPlan(context, own.text_first(), context.heads(), kQueryConsumers);
+  }
   pass.pace = PacePlan(context, other, pass.members, pass.items);
   return pass;
 }

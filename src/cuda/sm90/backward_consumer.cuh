@@ -81,7 +81,7 @@ class BackwardConsumer {
 
     __device__ Own(const BackwardParameters<T>& p, int index, int consumer)
         : item(Item::of(index, p, Config::kConsumers)) {
-      const int turn = item.first_fragment + consumer;
+      const int turn = item.first_turn + consumer;
       exists = consumer < item.rows;
       tile = p.own_tile(item.batch, item.head, exists ? turn : 0);
       const int part = exists ? turn % p.own.fragments_per_tile : 0;
@@ -315,7 +315,7 @@ class BackwardConsumer {
   /// By query: lse, then delta, of the own fragment's slots.
   __device__ const float* norms_of(const Own& own) const {
     const std::int64_t plane = std::int64_t{own.item.batch} * p_.heads + own.item.head;
-    return p_.rows + (plane * p_.query_fragments + own.fragment) * (2 * kFragment);
+    return p_.rows + (plane * p_.turns.fragments() + own.fragment) * (2 * kFragment);
   }
 
   template <int Size>

@@ -12,8 +12,8 @@ namespace vidsparse::cuda::sm90 {
 /// The one parameter of a backward pass. "Own" is the side whose gradients it makes: the keys in
 /// the pass by key, the queries in the pass by query; the other side's fragments pass by. What the
 /// planner and the loaders read has the names it has in the forward (attend_parameters.hpp), where
-/// the own side is always the queries: query_fragments counts own fragments, key_fragments the
-/// others, `k` and `v` are what the rings of these names hold.
+/// the own side is always the queries: key_fragments counts the other side's, `k` and `v` are what
+/// the rings of these names hold.
 template <class T>
 struct BackwardParameters {
   TensorMaps k;  ///< dO by key, V by query
@@ -49,12 +49,11 @@ struct BackwardParameters {
   std::int32_t members = 1;  ///< by key: the same, walked one after the other
 
   // See item_plan.hpp.
-  std::int32_t query_fragments = 0;
+  TextFirst turns;
   std::int32_t heads = 0;  ///< of the own side
-  std::int32_t first_fragments = 0;
-  std::int32_t items_of_first = 0;
+  std::int32_t items_of_text = 0;
   std::int32_t items_per_head = 0;
-  std::int32_t first_items = 0;
+  std::int32_t text_items = 0;
   std::int32_t items = 0;
   std::uint32_t* next = nullptr;        ///< how many items blocks have asked for
   const std::int32_t* order = nullptr;  ///< of own tiles, [B, own heads, tiles]; null: as they lie
@@ -64,9 +63,10 @@ struct BackwardParameters {
   std::int32_t pace_steps = 0;
   std::int32_t pace_slack = 0;
 
-  /// The own tile whose turn fragment number `turn` of a head is.
+  /// The own tile whose fragment is number `turn` of a head.
   __device__ int own_tile(int batch, int head, int turn) const {
-    const int tile = min(static_cast<int>(fragments_per_tile.quotient(turn)), own.tiles - 1);
+    const int fragment = turns.fragment(turn);
+    const int tile = min(static_cast<int>(fragments_per_tile.quotient(fragment)), own.tiles - 1);
     if (order == nullptr) return tile;
     return __ldg(order + (std::int64_t{batch} * heads + head) * own.tiles + tile);
   }

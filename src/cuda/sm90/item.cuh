@@ -10,19 +10,19 @@ namespace vidsparse::cuda::sm90 {
 struct Item {
   int batch;
   int head;
-  int first_fragment;
-  int rows;  ///< consumers that have a fragment
+  int first_turn;  ///< of TextFirst: its first fragment's
+  int rows;        ///< consumers that have a fragment
 
   template <class Parameters>
   __device__ static Item of(int index, const Parameters& p, int consumers) {
-    const bool first = index < p.first_items;
-    if (!first) index -= p.first_items;
-    const int of_head = first ? p.items_of_first : p.items_per_head;
+    const bool text = index < p.text_items;
+    if (!text) index -= p.text_items;
+    const int of_head = text ? p.items_of_text : p.items_per_head;
     const int plane = index / of_head;
     const int batch = plane / p.heads;
-    const int fragment = (first ? 0 : p.first_fragments) + (index - plane * of_head) * consumers;
-    const int end = first ? p.first_fragments : p.query_fragments;
-    return {batch, plane - batch * p.heads, fragment, min(consumers, end - fragment)};
+    const int turn = (text ? 0 : p.turns.text()) + (index - plane * of_head) * consumers;
+    const int end = text ? p.turns.text() : p.turns.fragments();
+    return {batch, plane - batch * p.heads, turn, min(consumers, end - turn)};
   }
 };
 

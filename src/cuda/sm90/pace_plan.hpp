@@ -27,7 +27,7 @@ struct PacePlan {
     // Two tensors of a head, two bytes an element.
     const bool fits = 4 * std::int64_t{side.tokens} * context.head_dim() <= context.l2_bytes;
     // Blocks with much longer lists than others are not in step with them.
-    if (fits || plan.items == 0 || plan.first_items > 0) return;
+    if (fits || plan.items == 0 || plan.text_items > 0) return;
     const std::int64_t of_item = core::ceil_div(side.fragments(), kFragments) * members;
     const std::int64_t of_all = core::ceil_div(plan.items, plan.blocks) * of_item;
     if (of_all >= Order::kMaxPaceSteps) return;
