@@ -11,10 +11,10 @@ namespace vidsparse::cuda::sm80 {
 /// The one parameter of the attend kernel.
 template <class T>
 struct AttendParameters : AttendProblem<T> {
-  ItemBlocks blocks;
   Side key;  ///< of the fragment table
   HeadRows k;
   HeadRows v;
+  ItemBlocks blocks;
 };
 
 }  // namespace vidsparse::cuda::sm80

@@ -13,7 +13,6 @@ namespace vidsparse::cuda::sm80 {
 /// The one parameter of a backward pass, see gradient_config.hpp for what is own and other.
 template <class T>
 struct GradientParameters {
-  ItemBlocks blocks;  ///< of own fragments
   Side own;
   Side other;
   HeadRows own_scores, own_weights;      ///< k, v or q, dout
@@ -45,6 +44,8 @@ struct GradientParameters {
   Divider per_tile;  ///< fragments of a tile
   std::int32_t query_heads = 0;
   Divider group;  ///< query heads that share a key head
+
+  ItemBlocks blocks;  ///< of own fragments
 };
 
 }  // namespace vidsparse::cuda::sm80

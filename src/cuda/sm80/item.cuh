@@ -15,16 +15,16 @@ struct Item {
   int part;  ///< of the tile
 
   /// The current block's. Worked out anew wherever it is needed, rather than kept in registers the
-  /// inner loop lacks.
+  /// inner loop lacks, and without a branch, which would take some.
   __device__ static Item current(const ItemBlocks& blocks, const Divider& per_tile) {
     const int3 block = ptx::block_index();
-    int head = block.y - blocks.text_rows;
-    int fragment = block.x + blocks.turns.front;
-    if (head < 0) {
-      const int index = block.y * blocks.turns.video + block.x;
-      head = blocks.text.quotient(index);
-      fragment = blocks.turns.fragment(index - head * static_cast<int>(blocks.text.divisor));
-    }
+    const bool is_text = block.y < blocks.text_rows;
+    const int index = block.y * blocks.turns.video + block.x;
+    const int text_head = blocks.text.quotient(index);
+    const int turn = index - text_head * static_cast<int>(blocks.text.divisor);
+    const int text = turn + (turn < blocks.turns.front ? 0 : blocks.turns.video);
+    const int head = is_text ? text_head : block.y - blocks.text_rows;
+    const int fragment = is_text ? text : block.x + blocks.turns.front;
     const int tile = per_tile.quotient(fragment);
     return {block.z, head, tile, fragment, fragment - tile * static_cast<int>(per_tile.divisor)};
   }

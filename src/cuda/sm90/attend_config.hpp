@@ -44,6 +44,7 @@ struct AttendConfig {
   static constexpr int kOrders = 32;  ///< from planner to loaders
   static constexpr bool kEdges = Edges;
   static constexpr int kMaskRing = 64;  ///< loads planned and not yet attended
+  static constexpr bool kTellsMasks = true;
 
   // Bytes from the start of shared memory, which is 1024-byte aligned.
   static constexpr int kQuery = 0;
@@ -57,12 +58,12 @@ struct AttendConfig {
   static constexpr int kQueues = kCredit + 8 * 2;
   static constexpr int kOrderRing = (kQueues + 4 * kConsumers * kQueue + 15) / 16 * 16;
   static constexpr int kPlan = kOrderRing + 32 * kOrders;
-  static constexpr int kDone = kPlan + 4 * kConsumers * kRanks;
+  static constexpr int kHeld = kPlan + 4 * kConsumers * kRanks;
+  static constexpr int kDone = kHeld + 4 * 16 * (kConsumers + 1);
   static constexpr int kRowSlots = 0;  ///< nothing comes with a slot of K
   static constexpr int kRowBytes = 0;
   static constexpr int kMasks = kDone + 4 * 2;
-  static constexpr int kHeld = kMasks + 8 * kMaskRing;
-  static constexpr int kTurns = kHeld + 4 * 4 * (kConsumers + 1);
+  static constexpr int kTurns = kMasks + 8 * kMaskRing;
   static constexpr int kSharedBytes = kTurns + 4 * 2;
   static_assert(kSharedBytes <= 227 * 1024);
   static_assert(kQueue >= kValueSlots + 2);
@@ -72,7 +73,7 @@ struct AttendConfig {
 /// What a consumer is told: to attend a key fragment, or that its item is done.
 ///   31..30 lap of the queue   29 end   28 some slots are not valid
 ///   27..24 key slot   23 its parity   22..19 value slot   18 its parity
-///   17..0 index in the fragment table; where the kernel has a ring of masks, in that
+///   17..0 index in the fragment table; where consumers are told masks, in their ring
 struct Command {
   static constexpr std::uint32_t kEnd = 1U << 29;
   static constexpr std::uint32_t kPartial = 1U << 28;

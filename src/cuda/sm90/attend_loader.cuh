@@ -30,7 +30,7 @@ class Loader {
 
   __device__ void run() {
     Pace<Parameters> pace(p_);
-    for (std::uint32_t number = 0;; ++number) {
+    for (std::uint32_t number = 0;;) {
       const std::uint32_t at = number % Config::kOrders;
       const std::uint32_t lap = Command::lap(number, Config::kOrders);
       std::uint32_t word;
@@ -42,10 +42,10 @@ class Loader {
       const bool end = Command::is_end(order.command);
       const std::uint32_t users = end ? 7 : Order::users(word);
       if constexpr (!IsValue) pace.step(Order::pace_steps(word), end);
-      bool whole = true;  // else more comes into the same slot
-      if (Config::kEdges && !end && Order::is_edge(order.place)) {
-        load_part(order, users);
-        whole = (order.place & Order::kLast) != 0;
+      std::uint32_t orders = 1;
+      if (Config::kEdges && (word & Order::kEdges)) {
+        load_boxes(order, number, users);
+        orders = kRows ? 3 : 2;
       } else if (!end) {
         load(order, users);
       }
@@ -54,9 +54,10 @@ class Loader {
         // ended could take that end for the one it waits for. K is a step behind at most.
         while (static_cast<std::int32_t>(ptx::load_acquire(done_) - number) <= 0) {
         }
-        if (whole) tell(users, order.command);
+        tell(users, order.command);
       }
-      ptx::store_release(done_ + 4 * IsValue, number + 1);
+      number += orders;
+      ptx::store_release(done_ + 4 * IsValue, number);
     }
   }
 
@@ -72,7 +73,6 @@ class Loader {
     std::uint32_t parity;
     std::uint32_t full;
     std::uint32_t empty;
-    const CUtensorMap* map;
   };
 
   __device__ Target target(const Order& order) const {
@@ -80,12 +80,14 @@ class Loader {
         IsValue ? Command::value_slot(order.command) : Command::key_slot(order.command);
     const std::uint32_t parity =
         IsValue ? Command::value_parity(order.command) : Command::key_parity(order.command);
-    return {slot, parity, full_ + 8 * slot, empty_ + 8 * slot,
-            (IsValue ? p_.v.maps : p_.k.maps) + Order::map(order.place)};
+    return {slot, parity, full_ + 8 * slot, empty_ + 8 * slot};
+  }
+  __device__ const CUtensorMap* map(std::uint32_t index) const {
+    return (IsValue ? p_.v.maps : p_.k.maps) + index;
   }
 
   __device__ void load(const Order& order, std::uint32_t users) {
-    const auto [slot, parity, full, empty, map] = target(order);
+    const auto [slot, parity, full, empty] = target(order);
     ptx::mbarrier_wait(empty, parity ^ 1);
     ptx::mbarrier_arrive_expect_tx(full, kSlotBytes);
     if constexpr (kWithRows) {
@@ -94,41 +96,50 @@ class Loader {
       ptx::bulk_load(rows_ + slot * Config::kRowBytes, p_.rows + fragment * (Config::kRowBytes / 4),
                      Config::kRowBytes, full);
     }
-    ptx::tma_load(slots_ + slot * Config::kFragmentBytes, map, full, 0, order.w, order.h, order.t,
-                  IsValue ? order.column_v : order.column_k);
+    ptx::tma_load(slots_ + slot * Config::kFragmentBytes, map(Order::map(order.place)), full, 0,
+                  order.w, order.h, order.t, IsValue ? order.column_v : order.column_k);
     const std::uint32_t absent = 4 * (Config::kConsumers - __popc(users));
     if (absent != 0) ptx::mbarrier_arrive(empty, absent);
   }
 
-  /// An edge box, which fills a slot together with others, and its rows.
-  __device__ void load_part(const Order& order, std::uint32_t users) {
-    const auto [slot, parity, full, empty, map] = target(order);
-    if (order.place & Order::kFirst) {
-      ptx::mbarrier_wait(empty, parity ^ 1);
-      ptx::mbarrier_arrive_expect_tx(full, kSlotBytes);
-    }
+  /// Edge boxes that fill a slot together, and their rows: orders `number` and following.
+  __device__ void load_boxes(const Order& order, std::uint32_t number, std::uint32_t users) {
+    const auto [slot, parity, full, empty] = target(order);
+    const auto words = [&](std::uint32_t entry) {
+      return *reinterpret_cast<const uint4*>(orders_ + (number + entry) % Config::kOrders);
+    };
+    const uint4 w = words(0);
+    const uint4 place = words(1);
+    uint4 row = {};
+    if constexpr (kWithRows) row = words(2);
+    ptx::mbarrier_wait(empty, parity ^ 1);
+    ptx::mbarrier_arrive_expect_tx(full, kSlotBytes);
+    load_box(0, slot, full, order, w.x, place.x, row.x, place.y == Order::kNoBox);
+    load_box(1, slot, full, order, w.y, place.y, row.y, place.z == Order::kNoBox);
+    load_box(2, slot, full, order, w.z, place.z, row.z, place.w == Order::kNoBox);
+    load_box(3, slot, full, order, w.w, place.w, row.w, false);
+    const std::uint32_t absent = 4 * (Config::kConsumers - __popc(users));
+    if (absent != 0) ptx::mbarrier_arrive(empty, absent);
+  }
+
+  __device__ void load_box(std::uint32_t unit, std::uint32_t slot, std::uint32_t full,
+                           const Order& order, std::uint32_t w, std::uint32_t place,
+                           std::uint32_t row, bool two_units) {
+    if (place == Order::kNoBox) return;
     if constexpr (kWithRows) {
-      const float* lse =
-          p_.rows + std::int64_t{static_cast<std::uint32_t>(order.t)} * (Order::kRowStep / 4);
-      const std::uint32_t at =
-          rows_ + slot * Config::kRowBytes + Order::unit(order.place) * Order::kRowStep;
-      const std::uint32_t bytes =
-          order.place & Order::kTwoUnits ? 2 * Order::kRowStep : Order::kRowStep;
+      const float* lse = p_.rows + std::int64_t{row} * (Order::kRowStep / 4);
+      const std::uint32_t at = rows_ + slot * Config::kRowBytes + unit * Order::kRowStep;
+      const std::uint32_t bytes = two_units ? 2 * Order::kRowStep : Order::kRowStep;
       ptx::bulk_load(at, lse, bytes, full);
       ptx::bulk_load(at + Config::kRowBytes / 2, lse + kFragment, bytes, full);
     }
-    const auto place = static_cast<std::uint32_t>(order.h);
-    const int h = kRows ? KeyFragment::height(place) : order.h;
-    const int t = kRows ? KeyFragment::frame(place) : order.t;
-    const std::uint32_t to =
-        slots_ + slot * Config::kFragmentBytes + Order::unit(order.place) * (EdgeBox::kUnit * 128);
+    const std::uint32_t to = slots_ + slot * Config::kFragmentBytes + unit * (EdgeBox::kUnit * 128);
 #pragma unroll
     for (int half = 0; half < Config::kHeadDim / 64; ++half) {
-      ptx::tma_load(to + half * 8192, map, full, 0, order.w, h, t,
-                    (IsValue ? order.column_v : order.column_k) + half);
+      ptx::tma_load(to + half * 8192, map(KeyFragment::map(place)), full, 0,
+                    static_cast<std::int32_t>(w), KeyFragment::height(place),
+                    KeyFragment::frame(place), (IsValue ? order.column_v : order.column_k) + half);
     }
-    const std::uint32_t absent = 4 * (Config::kConsumers - __popc(users));
-    if ((order.place & Order::kLast) && absent != 0) ptx::mbarrier_arrive(empty, absent);
   }
 
   __device__ void tell(std::uint32_t users, std::uint32_t command) {

@@ -19,7 +19,7 @@ class Planner {
       : p_(parameters),
         orders_(reinterpret_cast<Order*>(shared + Config::kOrderRing)),
         masks_(reinterpret_cast<std::uint64_t*>(shared + Config::kMasks)),
-        held_(reinterpret_cast<std::int32_t*>(shared + Config::kHeld)),
+        held_(reinterpret_cast<Piece*>(shared + Config::kHeld)),
         address_(address),
         turns_(address),
         plan_(shared, lane_) {}
@@ -120,7 +120,8 @@ class Planner {
       if constexpr (Config::kEdges) {
         hold(at_edge, units, base, pace, source);
         if (base + 32 >= p_.key_fragments) {
-          for (int list = 0; list < kLists; ++list) fill_slot(list, pace, source);
+#pragma unroll 1
+          for (int list = 0; list < kLists; ++list) flush(list, pace, source);
         }
       }
     }
@@ -147,83 +148,137 @@ class Planner {
     return __reduce_add_sync(~0U, uses) * 2 <= __reduce_add_sync(~0U, tiles) * 3;
   }
 
-  /// Edge boxes wait here until they fill a slot: those that all consumers want in one list, others
-  /// in each of their consumers'. This lane's, fragment `first` + lane, takes `units` of a slot.
+  /// An edge box as it waits for others to fill a slot with.
+  struct alignas(16) Piece {
+    std::int32_t w;
+    std::uint32_t place;
+    std::uint32_t valid;  ///< slots
+    std::uint32_t row;    ///< see Order
+  };
+
+  /// Edge boxes wait until they fill a slot, those of one unit and those of two apart: what all
+  /// consumers want in one list, others in each of their consumers'. This lane's is fragment
+  /// `first` + lane, which takes `units` of a slot.
   __device__ void hold(std::uint32_t users, std::int32_t units, int first, std::uint32_t pace,
                        const Source& source) {
-    for (std::uint32_t left = __ballot_sync(~0U, users != 0); left != 0; left &= left - 1) {
-      const int lane = __ffs(left) - 1;
-      const std::uint32_t whom = __shfl_sync(~0U, users, lane);
-      const int size = __shfl_sync(~0U, units, lane);
-      for (int list = 0; list < kLists; ++list) {
-        const bool in = whom == kAll ? list == Config::kConsumers : (whom >> list & 1) != 0;
-        if (!in) continue;
-        if (filled(list) + size > kUnits) fill_slot(list, pace, source);
-        if (lane_ < size) {
-          held_[kUnits * list + filled(list) + lane_] = lane_ == 0 ? first + lane : kTail;
-        }
-        filled_ += size << 8 * list;
-        if (filled(list) == kUnits) fill_slot(list, pace, source);
-      }
+    if (__ballot_sync(~0U, users != 0) == 0) return;
+    Piece own = {};
+    if (users != 0) {
+      const int fragment = first + lane_;
+      const int4 at = __ldg(reinterpret_cast<const int4*>(source.table + fragment));
+      own = {at.x, static_cast<std::uint32_t>(at.y), static_cast<std::uint32_t>(at.z),
+             (source.plane * p_.key_fragments + fragment) * (Config::kRowBytes / Order::kRowStep)};
+    }
+#pragma unroll 1
+    for (int list = 0; list < kLists; ++list) {
+      const bool in = users == kAll ? list == Config::kConsumers : (users >> list & 1) != 0;
+#pragma unroll 1
+      for (int size = 1; size <= 2; ++size)
+        join(list, size, in && units == size, own, pace, source);
     }
   }
 
-  /// The orders for what a list holds, one a lane; zeros where it does not fill a slot.
-  __device__ void fill_slot(int list, std::uint32_t pace, const Source& source) {
-    const int units = filled(list);
-    if (units == 0) return;
-    filled_ -= units << 8 * list;
+  /// Adds the pieces of the lanes that are `in` to a list, and fills as many slots as they do.
+  __device__ void join(int list, int size, bool in, const Piece& own, std::uint32_t pace,
+                       const Source& source) {
+    const std::uint32_t joining = __ballot_sync(~0U, in);
+    if (joining == 0) return;
+    Piece* held = held_of(list, size);
+    const int of_slot = kUnits / size;
+    const int waiting = waiting_in(list, size);
+    const int all = waiting + __popc(joining);
+    const int rank = waiting + __popc(joining & ((1U << lane_) - 1));
+    const int slots = all / of_slot;
+#pragma unroll 1
+    for (int first = 0; first < slots; first += kSlotsAtOnce) {
+      const int count = min(slots - first, kSlotsAtOnce);
+      const int slot = rank / of_slot - first;
+      wait_for_room(count * kSlotOrders);
+      if (first == 0 && lane_ < waiting) put(0, lane_ * size, size, held[lane_]);
+      if (in && slot >= 0 && slot < count) put(slot, rank % of_slot * size, size, own);
+      order_slots(count, list, pace, source);
+    }
+    const int left = rank - slots * of_slot;
+    if (in && left >= 0) held[left] = own;
+    set_waiting(list, size, all - slots * of_slot);
     __syncwarp();
-    int piece = lane_ < kUnits && lane_ % p_.filler_units == 0 ? kNothing : kTail;
-    if (lane_ < units) piece = held_[kUnits * list + lane_];
-    // Left of the grid there is nothing.
-    int4 at = make_int4(-kFragment, static_cast<int>(KeyFragment::pack(0, 0, kFiller)), 0,
-                        p_.filler_units);
-    if (piece >= 0) at = __ldg(reinterpret_cast<const int4*>(source.table + piece));
-    const std::uint64_t own = std::uint64_t{static_cast<std::uint32_t>(at.z)}
-                              << EdgeBox::kUnit * (lane_ % kUnits);
-    const std::uint32_t low = __reduce_or_sync(~0U, static_cast<std::uint32_t>(own));
-    const std::uint32_t high = __reduce_or_sync(~0U, static_cast<std::uint32_t>(own >> 32));
-    const std::uint32_t all = __ballot_sync(~0U, piece != kTail);
-    const std::uint32_t before = __popc(all & ((1U << lane_) - 1));
-    const auto place = static_cast<std::uint32_t>(at.y);
-    wait_for_room(__popc(all));
-    std::uint32_t command = place_of(loads_) | loads_ % Config::kMaskRing;
-    if ((low & high) != ~0U) {
-      command |= Command::kPartial;
-      if (Config::kMaskRing > 1 && lane_ == 0) write_mask(loads_, low, high);
-      __syncwarp();  // before another lane's order tells of it
-    }
-    Order order = {.w = at.x,
-                   .h = KeyFragment::height(place),
-                   .t = KeyFragment::frame(place),
-                   .place = static_cast<std::uint32_t>(KeyFragment::map(place)) |
-                            static_cast<std::uint32_t>(lane_) << 4 |
-                            (before == 0 ? Order::kFirst : 0) |
-                            (all >> lane_ == 1 ? Order::kLast : 0),
-                   .column_k = source.column_k,
-                   .column_v = source.column_v,
-                   .command = command,
-                   .word = (list == Config::kConsumers ? kAll : 1U << list) | pace};
-    if constexpr (Config::kRowBytes > 0) {
-      // Zeros have rows without a weight: those behind the box of the slot's first fragment.
-      const std::int32_t size = KeyFragment::units(static_cast<std::uint32_t>(at.w));
-      const std::int32_t first_size = __shfl_sync(~0U, size, 0);
-      const std::int32_t first = __shfl_sync(~0U, piece, 0);
-      const std::int32_t fragment = piece >= 0 ? piece : first;
-      order.h = at.y;
-      order.t = static_cast<std::int32_t>(
-          (source.plane * p_.key_fragments + static_cast<std::uint32_t>(fragment)) *
-              (Config::kRowBytes / Order::kRowStep) +
-          (piece >= 0 ? 0 : first_size));
-      if (size == 2) order.place |= Order::kTwoUnits;
-    }
-    if (piece != kTail) write(written_ + before, order);
-    ++loads_;
-    written_ += __popc(all);
   }
 
-  __device__ int filled(int list) const { return static_cast<int>(filled_ >> 8 * list & 255); }
+  /// Loads what a list holds, and nothing in the rest of its slots.
+  __device__ void flush(int list, std::uint32_t pace, const Source& source) {
+    int ones = waiting_in(list, 1);
+    bool two = waiting_in(list, 2) > 0;
+#pragma unroll 1
+    while (two || ones > 0) {  // at most twice
+      const int begin = two ? 2 : 0;
+      const int end = min(begin + ones, kUnits);
+      const Piece* held = held_of(list, 1) + ones - (end - begin);
+      wait_for_room(kSlotOrders);
+      if (two && lane_ == 0) put(0, 0, 2, *held_of(list, 2));
+      if (lane_ >= begin && lane_ < end) put(0, lane_, 1, held[lane_ - begin]);
+      if (lane_ >= end && lane_ < kUnits && lane_ % p_.filler_units == 0) {
+        // Left of the grid there is nothing. Its rows without a weight are those behind the box of
+        // another fragment.
+        const std::uint32_t row = two ? held_of(list, 2)->row + 2 : held->row + 1;
+        put(0, lane_, p_.filler_units, {-kFragment, KeyFragment::pack(0, 0, kFiller), 0, row});
+      }
+      order_slots(1, list, pace, source);
+      ones -= end - begin;
+      two = false;
+    }
+    set_waiting(list, 1, 0);
+    set_waiting(list, 2, 0);
+  }
+
+  /// Writes a box into the orders of the next slot but `slot`.
+  __device__ void put(int slot, int unit, int size, const Piece& piece) {
+    const std::uint32_t number = written_ + slot * kSlotOrders;
+    const auto words = [&](std::uint32_t entry) {
+      return reinterpret_cast<std::uint32_t*>(orders_ + (number + entry) % Config::kOrders) + unit;
+    };
+    auto* valid = reinterpret_cast<std::uint16_t*>(masks_ + (loads_ + slot) % Config::kMaskRing);
+    words(0)[0] = static_cast<std::uint32_t>(piece.w);
+    words(1)[0] = piece.place;
+    if constexpr (kRows) words(2)[0] = piece.row;
+    valid[unit] = static_cast<std::uint16_t>(piece.valid);
+    if (size == 2) {
+      words(1)[1] = Order::kNoBox;
+      valid[unit + 1] = static_cast<std::uint16_t>(piece.valid >> 16);
+    }
+  }
+
+  /// Gives the orders of the next `count` slots, whose boxes are written.
+  __device__ void order_slots(int count, int list, std::uint32_t pace, const Source& source) {
+    __syncwarp();
+    if (lane_ < count) {
+      const std::uint32_t load = loads_ + lane_;
+      const std::uint32_t number = written_ + lane_ * kSlotOrders;
+      std::uint32_t command = place_of(load);
+      if constexpr (Config::kTellsMasks) command |= load % Config::kMaskRing;
+      if (~masks_[load % Config::kMaskRing] != 0) command |= Command::kPartial;
+      for (std::uint32_t more = number + 1; more < number + kSlotOrders; ++more) {
+        orders_[more % Config::kOrders].word = Command::lap(more, Config::kOrders);
+      }
+      Order& order = orders_[number % Config::kOrders];
+      order.column_k = source.column_k;
+      order.column_v = source.column_v;
+      order.command = command;
+      publish(number, (list == Config::kConsumers ? kAll : 1U << list) | Order::kEdges | pace);
+    }
+    loads_ += count;
+    written_ += count * kSlotOrders;
+  }
+
+  __device__ Piece* held_of(int list, int size) const {
+    return held_ + kUnits * list + (size == 2 ? kUnits - 1 : 0);
+  }
+  __device__ int waiting_in(int list, int size) const {
+    return static_cast<int>(waiting_ >> (8 * list + 4 * (size - 1)) & 15);
+  }
+  __device__ void set_waiting(int list, int size, int count) {
+    const int at = 8 * list + 4 * (size - 1);
+    waiting_ = (waiting_ & ~(15U << at)) | static_cast<std::uint32_t>(count) << at;
+  }
 
   /// A load's part of a command.
   __device__ static std::uint32_t place_of(std::uint32_t load) {
@@ -232,7 +287,7 @@ class Planner {
   }
 
   __device__ std::uint32_t pace_word(int steps) const {
-    return p_.pace_fragments > 0 ? static_cast<std::uint32_t>(steps) << 4 : 0;
+    return p_.pace_fragments > 0 ? Order::pace(steps) : 0;
   }
 
   /// Writes the orders of the lanes that have one, one after the other.
@@ -246,7 +301,7 @@ class Planner {
       const std::uint32_t load = loads_ + __popc(all & ((1U << lane_) - 1));
       const std::uint32_t number = written_ + __popc(all & ((1U << lane_) - 1));
       command |= place_of(load);
-      if constexpr (Config::kMaskRing > 1) {
+      if constexpr (Config::kTellsMasks) {
         if (command & Command::kPartial) write_mask(load, at.z, at.w);
         command = Command::with_fragment(command, load % Config::kMaskRing);
       }
@@ -277,9 +332,14 @@ class Planner {
     to[0] = halves[0];
     *reinterpret_cast<uint2*>(to + 1) = make_uint2(halves[1].x, halves[1].y);
     reinterpret_cast<std::uint32_t*>(to)[6] = halves[1].z;
-    // Its lap tells that the rest is there.
+    publish(number, order.word);
+  }
+
+  /// Writes the last word of an order, whose lap tells that the rest is there.
+  __device__ void publish(std::uint32_t number, std::uint32_t word) const {
+    const std::uint32_t at = number % Config::kOrders;
     ptx::store_release(address_ + Config::kOrderRing + at * sizeof(Order) + offsetof(Order, word),
-                       order.word | Command::lap(number, Config::kOrders));
+                       word | Command::lap(number, Config::kOrders));
   }
 
   /// The valid slots of a load that is partly so, before its order.
@@ -300,15 +360,16 @@ class Planner {
   static constexpr int kLists = Config::kConsumers + 1;
   static constexpr std::uint32_t kAll = (1U << Config::kConsumers) - 1;
   static constexpr int kFiller = Side::kMaxSegments;  // map of the smallest edge box
-  static constexpr int kNothing = -1;                 // in a unit of a slot
-  static constexpr int kTail = -2;                    // the same box as in the unit before
+  static constexpr bool kRows = Config::kRowBytes > 0;
+  static constexpr std::uint32_t kSlotOrders = kRows ? 3 : 2;  // of edge boxes
+  static constexpr int kSlotsAtOnce = 4;
 
   const Parameters& p_;
   int lane_ = static_cast<int>(threadIdx.x) % 32;
   Order* orders_;
   std::uint64_t* masks_;
-  std::int32_t* held_;        // [list][unit]: fragments of the table
-  std::uint32_t filled_ = 0;  // units of each list, a byte each
+  Piece* held_;                // [list]: up to three of a unit, then one of two
+  std::uint32_t waiting_ = 0;  // how many of each a list has, four bits a size
   std::uint32_t address_;
   Turns<Config> turns_;
   Plan<Config> plan_;

@@ -38,7 +38,8 @@ struct BackwardConfig {
   static constexpr int kRanks = 64;
   static constexpr int kOrders = 32;
   static constexpr bool kEdges = Edges;
-  static constexpr int kMaskRing = ByKey ? 1 : 64;  ///< by key masks follow from the rows
+  static constexpr int kMaskRing = 64;
+  static constexpr bool kTellsMasks = !ByKey;  ///< by key they follow from the rows
 
   // Bytes from the start of shared memory, which is 1024-byte aligned.
   static constexpr int kOwn = 0;  ///< [consumer][2]
@@ -53,13 +54,13 @@ struct BackwardConfig {
   static constexpr int kQueues = kCredit + 8 * 2;
   static constexpr int kOrderRing = (kQueues + 4 * kConsumers * kQueue + 15) / 16 * 16;
   static constexpr int kPlan = kOrderRing + 32 * kOrders;
-  static constexpr int kDone = kPlan + 4 * kConsumers * kRanks;
+  static constexpr int kHeld = kPlan + 4 * kConsumers * kRanks;
+  static constexpr int kDone = kHeld + 4 * 16 * (kConsumers + 1);
   static constexpr int kMasks = kDone + 4 * 2;
-  static constexpr int kHeld = kMasks + 8 * kMaskRing;
-  static constexpr int kTurns = kHeld + 4 * 4 * (kConsumers + 1);
+  static constexpr int kTurns = kMasks + 8 * kMaskRing;
   static constexpr int kSharedBytes = kTurns + 4 * 2;
   static_assert(kSharedBytes <= 227 * 1024);
-  static_assert(ByKey || kMaskRing >= kOrders + kValueSlots);
+  static_assert(kMaskRing >= kOrders + kValueSlots);
   static_assert(kQueue >= kValueSlots + 4);  // two items with two ends each
 };
 
