@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cuda/common/edge_box.cuh"
+#include "cuda/sm80/blocks.hpp"
 
 namespace vidsparse::cuda {
 namespace {
@@ -234,4 +235,47 @@ TEST(CudaSide, RefusesWhatItCannotDescribe) {
 }
 
 }  // namespace
+/// Blocks in the order in which a launch begins them: every fragment of every head once, all text
+/// before anything else.
+TEST(CudaSide, BlocksOfSm80HaveEveryFragmentOnceAndTextFirst) {
+  const std::uint64_t seed = std::random_device{}();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  Dice dice(seed);
+  for (int round = 0; round < 300; ++round) {
+    TextFirst order;
+    if (dice.between(0, 3) > 0) order.front = static_cast<std::int32_t>(dice.between(0, 40));
+    if (dice.between(0, 3) > 0) order.back = static_cast<std::int32_t>(dice.between(0, 40));
+    order.video = static_cast<std::int32_t>(dice.between(1, 60));
+    // With this many heads text has no rows of its own.
+    const bool many = round % 100 == 99;
+    const std::int64_t heads = many ? 65000 : dice.between(1, 9);
+    if (many) order = {40, 1, 0};
+    const sm80::ItemBlocks blocks(order, heads);
+    const auto grid = blocks.grid(2);
+    ASSERT_LE(grid.y, 65535U);
+    ASSERT_EQ(grid.z, 2U);
+    std::vector<bool> met(static_cast<std::size_t>(heads * order.fragments()));
+    std::int64_t count = 0;
+    bool text_done = many;
+    for (unsigned y = 0; y < grid.y; ++y) {
+      for (unsigned x = 0; x < grid.x; ++x) {
+        const auto at = blocks.at(static_cast<std::int32_t>(x), static_cast<std::int32_t>(y));
+        if (at.head >= heads) continue;
+        ASSERT_TRUE(at.head >= 0 && at.fragment >= 0 && at.fragment < order.fragments());
+        const bool is_text = at.fragment < order.front || at.fragment >= order.front + order.video;
+        ASSERT_FALSE(is_text && text_done && !many);
+        text_done |= !is_text;
+        const auto place = static_cast<std::size_t>(at.head * order.fragments() + at.fragment);
+        ASSERT_FALSE(met[place]);
+        met[place] = true;
+        ++count;
+      }
+    }
+    ASSERT_EQ(count, heads * order.fragments());
+  }
+  EXPECT_EQ(sm80::ItemBlocks({}, 3).grid(2).x, 0U);
+  EXPECT_EQ(sm80::ItemBlocks({0, 5, 0}, 0).grid(2).x, 0U);
+  EXPECT_EQ(sm80::ItemBlocks({0, 5, 0}, 3).grid(0).x, 0U);
+}
+
 }  // namespace vidsparse::cuda

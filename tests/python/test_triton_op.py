@@ -14,7 +14,7 @@ SETTINGS = {
     "text before whole tiles": Setting(Side([41, (4, 8, 8)]), top_k=4),
     "text after, competing": Setting(Side([VIDEO, 5]), mode="compete", scale=0.3),
     "text lengths at run time": Setting(
-        Side([70, VIDEO, 20], lengths=[[66, 0], [3, 20]]), batch=2, heads=1, groups=1
+        Side([70, VIDEO, 20], lengths=[[66, 0], [3, 20]]), batch=2, heads=2, groups=1
     ),
     "packed": Setting(Side(packed=5, lengths=[[64, 0, 17, 64, 1], [70, 64, -3, 5, 64]]), batch=2),
     "cross lengths": Setting(Side([(2, 5, 8)]), Side([VIDEO, 40]), groups=1),

@@ -139,19 +139,19 @@ def attend_kernel(
     k += batch * k_stride_b + kv_head * k_stride_h
     v += batch * v_stride_b + kv_head * v_stride_h
     k_lengths += batch * k_length_stride
-    front = tl.load(counts + line * 3)
-    back = tl.load(counts + line * 3 + 1)
+    whole = tl.load(counts + line * 3)
+    pieces = tl.load(counts + line * 3 + 1)
     items += line * capacity
 
     acc = tl.zeros([ROWS, D], tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     top = tl.full([ROWS], float("-inf"), tl.float32)
     acc, total, top = _walk_tiles(
-        acc, total, top, query, k, v, items, front, k_tokens, k_stride_t, v_stride_t, scale2,
+        acc, total, top, query, k, v, items, whole, k_tokens, k_stride_t, v_stride_t, scale2,
         E, D, COLUMNS, PRECISION,
     )  # fmt: skip
     acc, total, top = _walk_pieces(
-        acc, total, top, query, k, v, items + capacity - 1, back, k_tokens, k_facts, k_tiles,
+        acc, total, top, query, k, v, items + capacity - 1, pieces, k_tokens, k_facts, k_tiles,
         k_lengths, k_stride_t, v_stride_t, scale2, K_LENGTHS, E, D, COLUMNS, PIECE, PRECISION,
     )  # fmt: skip
 

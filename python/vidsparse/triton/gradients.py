@@ -322,16 +322,16 @@ def query_gradients_kernel(
     k += batch * k_stride_b + kv_head * k_stride_h
     v += batch * v_stride_b + kv_head * v_stride_h
     k_lengths += batch * k_length_stride
-    front = tl.load(counts + line * 3)
-    back = tl.load(counts + line * 3 + 1)
+    whole = tl.load(counts + line * 3)
+    pieces = tl.load(counts + line * 3 + 1)
     items += line * capacity
     acc = tl.zeros([ROWS, D], tl.float32)
     acc = _query_walk_tiles(
-        acc, query, grad, norm, inner, k, v, items, front, k_tokens, k_stride_t, v_stride_t,
+        acc, query, grad, norm, inner, k, v, items, whole, k_tokens, k_stride_t, v_stride_t,
         scale * LOG2E, E, D, COLUMNS, PRECISION,
     )  # fmt: skip
     acc = _query_walk_pieces(
-        acc, query, grad, norm, inner, k, v, items + capacity - 1, back, k_tokens, k_facts,
+        acc, query, grad, norm, inner, k, v, items + capacity - 1, pieces, k_tokens, k_facts,
         k_tiles, k_lengths, k_stride_t, v_stride_t, scale * LOG2E,
         K_LENGTHS, E, D, COLUMNS, PIECE, PRECISION,
     )  # fmt: skip

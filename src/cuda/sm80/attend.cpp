@@ -88,14 +88,14 @@ void attend(const Context& context, Shape shape, const AttendArgs& args, Workspa
     AttendParameters<T> parameters;
     static_cast<AttendProblem<T>&>(parameters) = make_attend_problem<T>(context, args, table);
     parameters.blocks = ItemBlocks(context.query.text_first(), context.heads());
-    const dim3 blocks = parameters.blocks.grid(context.batch());
-    if (blocks.x == 0) return;
+    const auto [x, y, z] = parameters.blocks.grid(context.batch());
+    if (x == 0) return;
     parameters.key = context.key;
     if (args.k.elements() > 0) {  // the pointers of empty tensors may be anything
       parameters.k = head_rows("k", args.k);
       parameters.v = head_rows("v", args.v);
     }
-    Launch::run(parameters, blocks, stream);
+    Launch::run(parameters, {x, y, z}, stream);
   });
 }
 

@@ -124,10 +124,10 @@ void backward(const Context& context, Shape shape, const BackwardArgs& args, Wor
     const auto by_key = parameters_by_key<T>(context, args, parts);
     const auto by_query = parameters_by_query<T>(context, args, parts);
     begin_backward(context, args, parts, keys_table(context, args, parts), stream);
-    const dim3 keys = by_key.blocks.grid(context.batch());
-    const dim3 queries = by_query.blocks.grid(context.batch());
-    if (keys.x > 0) ByKey::run(by_key, keys, stream);
-    if (queries.x > 0) ByQuery::run(by_query, queries, stream);
+    const auto keys = by_key.blocks.grid(context.batch());
+    const auto queries = by_query.blocks.grid(context.batch());
+    if (keys.x > 0) ByKey::run(by_key, {keys.x, keys.y, keys.z}, stream);
+    if (queries.x > 0) ByQuery::run(by_query, {queries.x, queries.y, queries.z}, stream);
   });
 }
 

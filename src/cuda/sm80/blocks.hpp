@@ -1,7 +1,5 @@
 #pragma once
 
-#include <cuda_runtime_api.h>
-
 #include <cstdint>
 
 #include "core/check.hpp"
@@ -10,9 +8,9 @@
 
 namespace vidsparse::cuda::sm80 {
 
-/// A block for each fragment of each head, in the order in which a launch begins them, x first:
-/// all heads' text, as many rows as it fills, then a row of blocks for the others of each head, so
-/// that blocks that run together read the same rows of the other side.
+/// A block for each fragment of each head of a batch entry, in the order in which a launch begins
+/// them, x first: all heads' text, as many rows as it fills, then a row of blocks for the others of
+/// each head, so that blocks that run together read the same rows of the other side.
 struct ItemBlocks {
   static constexpr std::int64_t kMaxRows = 65535;  ///< of a launch
 
@@ -34,11 +32,30 @@ struct ItemBlocks {
     text_rows = static_cast<std::int32_t>(rows);
   }
 
-  /// None of any: x is 0.
-  dim3 grid(std::int64_t batch) const {
+  struct Place {
+    std::int32_t head;  ///< of those left over in the last row of text: `heads` or above
+    std::int32_t fragment;
+  };
+
+  /// Of block (x, y). Without a branch: it is worked out in an inner loop that lacks registers.
+  constexpr Place at(std::int32_t x, std::int32_t y) const {
+    const bool is_text = y < text_rows;
+    const auto index = static_cast<std::int32_t>(static_cast<std::uint32_t>(y) *
+                                                     static_cast<std::uint32_t>(turns.video) +
+                                                 static_cast<std::uint32_t>(x));
+    const std::int32_t head = text.quotient(index);
+    const std::int32_t turn = index - head * static_cast<std::int32_t>(text.divisor);
+    return {is_text ? head : y - text_rows, is_text ? turns.text_fragment(turn) : x + turns.front};
+  }
+
+  /// Of a launch; none of any: x is 0.
+  struct Grid {
+    std::uint32_t x, y, z;
+  };
+  Grid grid(std::int64_t batch) const {
     const bool none = heads == 0 || batch == 0;
-    return {none ? 0 : static_cast<unsigned>(turns.video), static_cast<unsigned>(text_rows + heads),
-            static_cast<unsigned>(batch)};
+    return {none ? 0 : static_cast<std::uint32_t>(turns.video),
+            static_cast<std::uint32_t>(text_rows + heads), static_cast<std::uint32_t>(batch)};
   }
 };
 

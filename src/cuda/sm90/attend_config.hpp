@@ -42,6 +42,8 @@ struct AttendConfig {
   static constexpr int kQueue = 16;   ///< commands of a consumer: value slots + 2 items' ends fit
   static constexpr int kRanks = 64;   ///< of the plan
   static constexpr int kOrders = 32;  ///< from planner to loaders
+  static constexpr std::uint32_t kSlotOrders = 2;  ///< of a slot with edge boxes
+  static constexpr int kPieceBytes = 16;           ///< of an edge box that waits, four a list
   static constexpr bool kEdges = Edges;
   static constexpr int kMaskRing = 64;  ///< loads planned and not yet attended
   static constexpr bool kTellsMasks = true;
@@ -59,7 +61,7 @@ struct AttendConfig {
   static constexpr int kOrderRing = (kQueues + 4 * kConsumers * kQueue + 15) / 16 * 16;
   static constexpr int kPlan = kOrderRing + 32 * kOrders;
   static constexpr int kHeld = kPlan + 4 * kConsumers * kRanks;
-  static constexpr int kDone = kHeld + 4 * 16 * (kConsumers + 1);
+  static constexpr int kDone = kHeld + 4 * kPieceBytes * (kConsumers + 1);
   static constexpr int kRowSlots = 0;  ///< nothing comes with a slot of K
   static constexpr int kRowBytes = 0;
   static constexpr int kMasks = kDone + 4 * 2;

@@ -45,7 +45,7 @@ class Loader {
       std::uint32_t orders = 1;
       if (Config::kEdges && (word & Order::kEdges)) {
         load_boxes(order, number, users);
-        orders = kRows ? 3 : 2;
+        orders = Config::kSlotOrders;
       } else if (!end) {
         load(order, users);
       }
@@ -62,8 +62,7 @@ class Loader {
   }
 
  private:
-  static constexpr bool kRows = Config::kRowBytes > 0;
-  static constexpr bool kWithRows = !IsValue && kRows;
+  static constexpr bool kWithRows = !IsValue && Config::kRowBytes > 0;
   static constexpr std::uint32_t kSlotBytes =
       Config::kFragmentBytes + (kWithRows ? Config::kRowBytes : 0);
 

@@ -7,11 +7,11 @@
 
 namespace vidsparse::cuda::sm90 {
 
-/// What the loaders are told: everything worked out. Where several edge boxes fill a slot, the first
-/// four words of two or three orders in a row are those of the boxes, one for each unit of the slot:
-/// the coordinates w; h, t and the map as the fragment table packs them, or kNoBox in the second
-/// unit of a box; and where rows come with a slot (Config::kRowBytes), the first of the box's in
-/// steps of kRowStep bytes.
+/// What the loaders are told: everything worked out. Where several edge boxes fill a slot, the
+/// first four words of two or three orders in a row are those of the boxes, one for each unit of
+/// the slot: the coordinates w; h, t and the map as the fragment table packs them, or kNoBox in the
+/// second unit of a box; and where rows come with a slot (Config::kRowBytes), the first of the
+/// box's in steps of kRowStep bytes.
 struct alignas(16) Order {
   std::int32_t w, h, t;  ///< coordinates of the fragment
   /// 3..0 which map   31..4 batch entry and head, where rows are loaded

@@ -155,6 +155,7 @@ class Planner {
     std::uint32_t valid;  ///< slots
     std::uint32_t row;    ///< see Order
   };
+  static_assert(sizeof(Piece) == Config::kPieceBytes && Config::kHeld % alignof(Piece) == 0);
 
   /// Edge boxes wait until they fill a slot, those of one unit and those of two apart: what all
   /// consumers want in one list, others in each of their consumers'. This lane's is fragment
@@ -184,23 +185,22 @@ class Planner {
     const std::uint32_t joining = __ballot_sync(~0U, in);
     if (joining == 0) return;
     Piece* held = held_of(list, size);
-    const int of_slot = kUnits / size;
     const int waiting = waiting_in(list, size);
-    const int all = waiting + __popc(joining);
-    const int rank = waiting + __popc(joining & ((1U << lane_) - 1));
-    const int slots = all / of_slot;
+    const int all = waiting + size * __popc(joining);
+    const int unit = waiting + size * __popc(joining & ((1U << lane_) - 1));  // of this lane's
+    const int slots = all / kUnits;
 #pragma unroll 1
     for (int first = 0; first < slots; first += kSlotsAtOnce) {
       const int count = min(slots - first, kSlotsAtOnce);
-      const int slot = rank / of_slot - first;
-      wait_for_room(count * kSlotOrders);
-      if (first == 0 && lane_ < waiting) put(0, lane_ * size, size, held[lane_]);
-      if (in && slot >= 0 && slot < count) put(slot, rank % of_slot * size, size, own);
+      const int slot = unit / kUnits - first;
+      wait_for_room(count * Config::kSlotOrders);
+      if (first == 0 && lane_ * size < waiting) put(0, lane_ * size, size, held[lane_]);
+      if (in && slot >= 0 && slot < count) put(slot, unit % kUnits, size, own);
       order_slots(count, list, pace, source);
     }
-    const int left = rank - slots * of_slot;
-    if (in && left >= 0) held[left] = own;
-    set_waiting(list, size, all - slots * of_slot);
+    // At most three pieces of one unit, or one of two, are left.
+    if (in && unit >= slots * kUnits) held[unit % kUnits] = own;
+    set_waiting(list, size, all % kUnits);
     __syncwarp();
   }
 
@@ -213,7 +213,7 @@ class Planner {
       const int begin = two ? 2 : 0;
       const int end = min(begin + ones, kUnits);
       const Piece* held = held_of(list, 1) + ones - (end - begin);
-      wait_for_room(kSlotOrders);
+      wait_for_room(Config::kSlotOrders);
       if (two && lane_ == 0) put(0, 0, 2, *held_of(list, 2));
       if (lane_ >= begin && lane_ < end) put(0, lane_, 1, held[lane_ - begin]);
       if (lane_ >= end && lane_ < kUnits && lane_ % p_.filler_units == 0) {
@@ -230,16 +230,16 @@ class Planner {
     set_waiting(list, 2, 0);
   }
 
-  /// Writes a box into the orders of the next slot but `slot`.
+  /// Writes a box into the orders of a slot, counted from the next on.
   __device__ void put(int slot, int unit, int size, const Piece& piece) {
-    const std::uint32_t number = written_ + slot * kSlotOrders;
+    const std::uint32_t number = written_ + slot * Config::kSlotOrders;
     const auto words = [&](std::uint32_t entry) {
       return reinterpret_cast<std::uint32_t*>(orders_ + (number + entry) % Config::kOrders) + unit;
     };
     auto* valid = reinterpret_cast<std::uint16_t*>(masks_ + (loads_ + slot) % Config::kMaskRing);
     words(0)[0] = static_cast<std::uint32_t>(piece.w);
     words(1)[0] = piece.place;
-    if constexpr (kRows) words(2)[0] = piece.row;
+    if constexpr (Config::kRowBytes > 0) words(2)[0] = piece.row;
     valid[unit] = static_cast<std::uint16_t>(piece.valid);
     if (size == 2) {
       words(1)[1] = Order::kNoBox;
@@ -252,11 +252,12 @@ class Planner {
     __syncwarp();
     if (lane_ < count) {
       const std::uint32_t load = loads_ + lane_;
-      const std::uint32_t number = written_ + lane_ * kSlotOrders;
+      const std::uint32_t number = written_ + lane_ * Config::kSlotOrders;
       std::uint32_t command = place_of(load);
       if constexpr (Config::kTellsMasks) command |= load % Config::kMaskRing;
       if (~masks_[load % Config::kMaskRing] != 0) command |= Command::kPartial;
-      for (std::uint32_t more = number + 1; more < number + kSlotOrders; ++more) {
+      // Nobody waits for these words, but a former lap's could be taken for a later one's.
+      for (std::uint32_t more = number + 1; more < number + Config::kSlotOrders; ++more) {
         orders_[more % Config::kOrders].word = Command::lap(more, Config::kOrders);
       }
       Order& order = orders_[number % Config::kOrders];
@@ -266,7 +267,7 @@ class Planner {
       publish(number, (list == Config::kConsumers ? kAll : 1U << list) | Order::kEdges | pace);
     }
     loads_ += count;
-    written_ += count * kSlotOrders;
+    written_ += count * Config::kSlotOrders;
   }
 
   __device__ Piece* held_of(int list, int size) const {
@@ -360,8 +361,6 @@ class Planner {
   static constexpr int kLists = Config::kConsumers + 1;
   static constexpr std::uint32_t kAll = (1U << Config::kConsumers) - 1;
   static constexpr int kFiller = Side::kMaxSegments;  // map of the smallest edge box
-  static constexpr bool kRows = Config::kRowBytes > 0;
-  static constexpr std::uint32_t kSlotOrders = kRows ? 3 : 2;  // of edge boxes
   static constexpr int kSlotsAtOnce = 4;
 
   const Parameters& p_;
@@ -369,7 +368,7 @@ class Planner {
   Order* orders_;
   std::uint64_t* masks_;
   Piece* held_;                // [list]: up to three of a unit, then one of two
-  std::uint32_t waiting_ = 0;  // how many of each a list has, four bits a size
+  std::uint32_t waiting_ = 0;  // units of each a list has, four bits a size
   std::uint32_t address_;
   Turns<Config> turns_;
   Plan<Config> plan_;

@@ -37,9 +37,11 @@ struct BackwardConfig {
   static constexpr int kQueue = 16;
   static constexpr int kRanks = 64;
   static constexpr int kOrders = 32;
+  static constexpr std::uint32_t kSlotOrders = ByKey ? 3 : 2;
+  static constexpr int kPieceBytes = 16;
   static constexpr bool kEdges = Edges;
   static constexpr int kMaskRing = 64;
-  static constexpr bool kTellsMasks = !ByKey;  ///< by key they follow from the rows
+  static constexpr bool kTellsMasks = !ByKey;  ///< by key they follow from rows: the planner's own
 
   // Bytes from the start of shared memory, which is 1024-byte aligned.
   static constexpr int kOwn = 0;  ///< [consumer][2]
@@ -55,7 +57,7 @@ struct BackwardConfig {
   static constexpr int kOrderRing = (kQueues + 4 * kConsumers * kQueue + 15) / 16 * 16;
   static constexpr int kPlan = kOrderRing + 32 * kOrders;
   static constexpr int kHeld = kPlan + 4 * kConsumers * kRanks;
-  static constexpr int kDone = kHeld + 4 * 16 * (kConsumers + 1);
+  static constexpr int kDone = kHeld + 4 * kPieceBytes * (kConsumers + 1);
   static constexpr int kMasks = kDone + 4 * 2;
   static constexpr int kTurns = kMasks + 8 * kMaskRing;
   static constexpr int kSharedBytes = kTurns + 4 * 2;
