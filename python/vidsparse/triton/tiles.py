@@ -75,8 +75,8 @@ def tables_of(layout: TileLayout, device: torch.device) -> Tables:
 def own_block(heads, front, video, back):
     """The block and the head of this program of a grid (blocks * heads, batch). Text beside the
     video may attend to everything, ten times what others do: that of a batch entry's heads comes
-    first, or a launch would end with a few programs at work. The others go head by head, so that programs that
-    run together read the same rows of the other side."""
+    first, or a launch would end with a few programs at work. The others go head by head, so that
+    programs that run together read the same rows of the other side."""
     index = tl.program_id(0)
     text = front + back
     of_text = index < text * heads

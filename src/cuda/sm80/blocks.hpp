@@ -37,7 +37,7 @@ struct ItemBlocks {
     std::int32_t fragment;
   };
 
-  /// Of block (x, y). Without a branch: it is worked out in an inner loop that lacks registers.
+  /// Of block (x, y). Without a branch: it is worked out in inner loops, which lack registers.
   constexpr Place at(std::int32_t x, std::int32_t y) const {
     const bool is_text = y < text_rows;
     const auto index = static_cast<std::int32_t>(static_cast<std::uint32_t>(y) *
@@ -45,7 +45,8 @@ struct ItemBlocks {
                                                  static_cast<std::uint32_t>(x));
     const std::int32_t head = text.quotient(index);
     const std::int32_t turn = index - head * static_cast<std::int32_t>(text.divisor);
-    return {is_text ? head : y - text_rows, is_text ? turns.text_fragment(turn) : x + turns.front};
+    const std::int32_t of_text = turns.text_fragment(turn);
+    return {is_text ? head : y - text_rows, is_text ? of_text : x + turns.front};
   }
 
   /// Of a launch; none of any: x is 0.
