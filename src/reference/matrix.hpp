@@ -17,7 +17,7 @@ void times_columns(const Arithmetic& round, const T* x, const T* columns, std::i
                    std::int64_t n, T scale, T* y) {
   std::fill_n(y, n, T{0});
   for (std::int64_t d = 0; d < depth; ++d) {
-    for (std::int64_t j = 0; j < n; ++j) y[j] += x[d] * columns[d * n + j];
+    for (std::int64_t j = 0; j < n; ++j) y[j] = round.multiply_add(x[d], columns[d * n + j], y[j]);
   }
   for (std::int64_t j = 0; j < n; ++j) y[j] = round(scale * y[j]);
 }
@@ -28,7 +28,8 @@ void weighted_sum(const Arithmetic& round, const T* weights, const T* rows, std:
                   std::int64_t depth, T scale, T* y) {
   std::fill_n(y, depth, T{0});
   for (std::int64_t j = 0; j < n; ++j) {
-    for (std::int64_t d = 0; d < depth; ++d) y[d] += weights[j] * rows[j * depth + d];
+    for (std::int64_t d = 0; d < depth; ++d)
+      y[d] = round.multiply_add(weights[j], rows[j * depth + d], y[d]);
   }
   for (std::int64_t d = 0; d < depth; ++d) y[d] = round(scale * y[d]);
 }

@@ -63,8 +63,9 @@ void restore(DenseTensor& tensor, const Order& inverse) {
 }
 
 /// `limit`: which way the backward's lse is off, in fp32.
-Answers answer(const core::Setting& setting, const OpInputs& inputs, Pass pass, float limit) {
-  const PlainArithmetic plainly{setting.problem.dtype};
+Answers answer(const core::Setting& setting, const OpInputs& inputs, Pass pass, float limit,
+               bool fused = false) {
+  const PlainArithmetic plainly{setting.problem.dtype, fused};
   Answers answers = answer_forward(setting, plainly, inputs);
   if (pass == Pass::forward) return answers;
   DenseTensor lse = answers.lse;
@@ -110,6 +111,9 @@ std::vector<Answers> plain_answers(const core::Setting& setting, const OpInputs&
   std::vector<Answers> all;
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   all.push_back(answer(setting, inputs, pass, kInfinity));
+  if (setting.problem.dtype == DType::f32) {
+    all.push_back(answer(setting, inputs, pass, -kInfinity, true));
+  }
   Order order(static_cast<std::size_t>(setting.problem.head_dim));
   std::iota(order.begin(), order.end(), 0);
   std::mt19937 shuffler;  // the same orders every time: a verdict must be repeatable
