@@ -234,7 +234,6 @@ TEST(CudaSide, RefusesWhatItCannotDescribe) {
             "query: expected fewer than 2^31 slots, got 2147483648");
 }
 
-}  // namespace
 /// Blocks in the order in which a launch begins them: every fragment of every head once, all text
 /// before anything else.
 TEST(CudaSide, BlocksOfSm80HaveEveryFragmentOnceAndTextFirst) {
@@ -256,7 +255,7 @@ TEST(CudaSide, BlocksOfSm80HaveEveryFragmentOnceAndTextFirst) {
     ASSERT_EQ(grid.z, 2U);
     std::vector<bool> met(static_cast<std::size_t>(heads * order.fragments()));
     std::int64_t count = 0;
-    bool text_done = many;
+    bool text_done = false;
     for (unsigned y = 0; y < grid.y; ++y) {
       for (unsigned x = 0; x < grid.x; ++x) {
         const auto at = blocks.at(static_cast<std::int32_t>(x), static_cast<std::int32_t>(y));
@@ -278,4 +277,5 @@ TEST(CudaSide, BlocksOfSm80HaveEveryFragmentOnceAndTextFirst) {
   EXPECT_EQ(sm80::ItemBlocks({0, 5, 0}, 3).grid(0).x, 0U);
 }
 
+}  // namespace
 }  // namespace vidsparse::cuda

@@ -28,8 +28,9 @@ void weighted_sum(const Arithmetic& round, const T* weights, const T* rows, std:
                   std::int64_t depth, T scale, T* y) {
   std::fill_n(y, depth, T{0});
   for (std::int64_t j = 0; j < n; ++j) {
-    for (std::int64_t d = 0; d < depth; ++d)
+    for (std::int64_t d = 0; d < depth; ++d) {
       y[d] = round.multiply_add(weights[j], rows[j * depth + d], y[d]);
+    }
   }
   for (std::int64_t d = 0; d < depth; ++d) y[d] = round(scale * y[d]);
 }
